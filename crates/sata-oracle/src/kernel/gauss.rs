@@ -53,30 +53,40 @@ impl Gauss {
 
     /// κ(x) · exp(−log_scale).
     pub fn value(&self, x: f64) -> f64 {
-        self.derivatives(x)[0]
+        self.value_and_slope(x).0
     }
 
     /// κ'(x) · exp(−log_scale).
     pub fn slope(&self, x: f64) -> f64 {
-        self.derivatives(x)[1]
+        self.value_and_slope(x).1
     }
 
-    /// κ, κ' and κ'' at x, times exp(−log_scale): Σ_j newton_j ∏_{i<j} (x − z_i), with z each node twice, and its
-    /// derivatives by the product rule.
-    fn derivatives(&self, x: f64) -> [f64; 3] {
-        let mut sums = [0.0; 3];
-        let mut product = [1.0, 0.0, 0.0];
+    /// κ and κ' at x, times exp(−log_scale): Σ_j newton_j ∏_{i<j} (x − z_i), with z each node twice, and its derivative
+    /// by the product rule.
+    fn value_and_slope(&self, x: f64) -> (f64, f64) {
+        let (mut value, mut slope) = (0.0, 0.0);
+        let (mut product, mut product_slope) = (1.0, 0.0);
         for (coefficient, z) in self.newton.iter().zip(each_twice(&self.nodes)) {
-            for i in 0..3 {
-                sums[i] += coefficient * product[i];
-            }
-            product = [
-                product[0] * (x - z),
-                product[1] * (x - z) + product[0],
-                product[2] * (x - z) + 2.0 * product[1],
-            ];
+            value += coefficient * product;
+            slope += coefficient * product_slope;
+            product_slope = product_slope * (x - z) + product;
+            product *= x - z;
         }
-        sums
+        (value, slope)
+    }
+
+    /// (e^{ξ_j} − κ''(ξ_j)) · exp(−log_scale). The interpolation error is e^x − κ(x) = f[x, z] ∏_i (x − ξ_i)², with z
+    /// each node twice, so its second derivative at ξ_j is 2 f[ξ_j, z] ∏_{i≠j} (ξ_j − ξ_i)².
+    fn bend(&self, j: usize) -> f64 {
+        let mut points = each_twice(&self.nodes);
+        points.push(self.nodes[j]);
+        let mut bend = 2.0 * exp_divided_differences(&points)[points.len() - 1];
+        for i in 0..self.nodes.len() {
+            if i != j {
+                bend *= (self.nodes[j] - self.nodes[i]) * (self.nodes[j] - self.nodes[i]);
+            }
+        }
+        bend
     }
 
     /// l_j(x) = ∏_{i≠j} (x − ξ_i)/(ξ_j − ξ_i), which is 1 at ξ_j and 0 at the other nodes, and its derivative.
@@ -119,8 +129,7 @@ impl Gauss {
         let mut logits = vec![0.0; c.len()];
         let mut log_decays = vec![0.0; c.len()];
         for j in 0..self.nodes.len() {
-            let exp_node = (self.nodes[j] - self.log_scale()).exp();
-            let bend = exp_node - self.derivatives(self.nodes[j])[2];
+            let bend = self.bend(j);
             let mut by_node = 0.0;
             for (x, c) in measure.points.iter().zip(c) {
                 by_node += c * bend * self.slope_basis(j, *x).0;

@@ -107,14 +107,22 @@ pub fn fixed_series() -> Vec<(Series, usize)> {
 /// Panics with the worst element unless |a − b| ≤ tolerance · (the root mean square of b) everywhere.
 #[track_caller]
 pub fn assert_close(name: &str, a: &[f64], b: &[f64], tolerance: f64) {
+    assert_close_above(f64::MIN_POSITIVE, name, a, b, tolerance);
+}
+
+/// The same, with the root mean square of b taken to be at least `floor`.
+#[track_caller]
+pub fn assert_close_above(floor: f64, name: &str, a: &[f64], b: &[f64], tolerance: f64) {
     assert_eq!(a.len(), b.len(), "{name}: lengths");
-    let size = (b.iter().map(|x| x * x).sum::<f64>() / b.len() as f64).sqrt();
+    let size = (b.iter().map(|x| x * x).sum::<f64>() / b.len() as f64)
+        .sqrt()
+        .max(floor);
     let mut worst = (0, 0.0);
     for i in 0..a.len() {
-        let error = (a[i] - b[i]).abs() / if size > 0.0 { size } else { 1.0 };
+        let error = (a[i] - b[i]).abs() / size;
         assert!(
             error.is_finite(),
-            "{name}: element {i} is {} and should be {}",
+            "{name}: element {i} is {:e} and should be {:e}",
             a[i],
             b[i]
         );
@@ -125,7 +133,7 @@ pub fn assert_close(name: &str, a: &[f64], b: &[f64], tolerance: f64) {
     let (i, error) = worst;
     assert!(
         error <= tolerance,
-        "{name}: element {i} is {} and should be {}, error {error:e}",
+        "{name}: element {i} is {:e} and should be {:e}, error {error:e}",
         a[i],
         b[i]
     );
