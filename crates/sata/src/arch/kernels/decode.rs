@@ -1,0 +1,206 @@
+//! One query at a time: memory is read once, in order, at the speed it comes.
+
+use super::{DECODE_SCRATCH, PANEL, ReadOne, WeighOne};
+use crate::Real;
+use crate::arch::vector::{Vector, sum};
+
+/// `num += Σ_r w[r] · rows[r]` for rows of `columns` (at least one) elements.
+///
+/// # Safety
+/// `w` holds `count` weights, `rows` `count` rows and one vector beyond, `num` whole vectors.
+#[inline(always)]
+unsafe fn add_rows<V: Vector>(
+    w: *const V::Elem,
+    rows: *const V::Elem,
+    count: usize,
+    columns: usize,
+    num: *mut V::Elem,
+) {
+    let vectors = columns.div_ceil(V::LANES);
+    let mut n = 0;
+    // SAFETY: forwarded.
+    unsafe {
+        while n < vectors {
+            let (rows, num) = (rows.add(n * V::LANES), num.add(n * V::LANES));
+            n += match vectors - n {
+                1 => {
+                    add_columns::<V, 1, 8>(w, rows, count, columns, num);
+                    1
+                }
+                2 | 3 => {
+                    add_columns::<V, 2, 4>(w, rows, count, columns, num);
+                    2
+                }
+                _ => {
+                    add_columns::<V, 4, 2>(w, rows, count, columns, num);
+                    4
+                }
+            };
+        }
+    }
+}
+
+/// N vectors wide, U rows at a time: U·N independent sums hide the latency of the additions.
+#[inline(always)]
+unsafe fn add_columns<V: Vector, const N: usize, const U: usize>(
+    w: *const V::Elem,
+    rows: *const V::Elem,
+    count: usize,
+    stride: usize,
+    num: *mut V::Elem,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        let mut acc = [[V::splat(Real::from_f64(0.0)); N]; U];
+        let mut r = 0;
+        while r + U <= count {
+            for (u, acc) in acc.iter_mut().enumerate() {
+                let weight = V::splat(*w.add(r + u));
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    let row = V::load(rows.add((r + u) * stride + n * V::LANES));
+                    *acc = weight.mul_add(row, *acc);
+                }
+            }
+            r += U;
+        }
+        while r < count {
+            let weight = V::splat(*w.add(r));
+            for (n, acc) in acc[0].iter_mut().enumerate() {
+                let row = V::load(rows.add(r * stride + n * V::LANES));
+                *acc = weight.mul_add(row, *acc);
+            }
+            r += 1;
+        }
+        for n in 0..N {
+            let mut total = V::load(num.add(n * V::LANES));
+            for acc in &acc {
+                total = total.add(acc[n]);
+            }
+            total.store(num.add(n * V::LANES));
+        }
+    }
+}
+
+/// See [`ReadOne`].
+///
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+pub(in crate::arch) unsafe fn read_one<V: Vector>(a: &mut ReadOne<'_, V::Elem>) {
+    let basis = a.basis;
+    let padded = a.d_value.next_multiple_of(V::LANES);
+    assert!(a.query.len() >= basis.d_key() + V::LANES && a.num.len() >= padded);
+    assert!(a.sums.len() >= basis.len() * a.d_value + V::LANES);
+    assert!(a.z.len() >= basis.len() + V::LANES);
+    assert!(a.scratch.len() >= DECODE_SCRATCH + basis.orders().last().copied().unwrap_or(0));
+    let multiplicities = V::Elem::multiplicities(basis);
+    // Room for a whole vector beyond the tile.
+    let (features, stack) = a.scratch.split_at_mut(DECODE_SCRATCH);
+    for tile in basis.tiles() {
+        let coefficient = a.coefficients.get(tile.order).copied().unwrap_or_default();
+        if coefficient == V::Elem::ZERO {
+            continue;
+        }
+        let width = tile.order.saturating_sub(1);
+        let mut f = 0;
+        let mut indices = tile.prefixes;
+        for run in &basis.runs()[tile.runs.clone()] {
+            let keep = run.keep as usize;
+            let mut prefix = if keep == 0 { V::Elem::ONE } else { stack[keep - 1] };
+            for level in keep..width {
+                prefix = prefix * a.query[basis.prefixes()[indices + level] as usize];
+                stack[level] = prefix;
+            }
+            indices += width;
+            if tile.order == 0 {
+                features[0] = V::Elem::ONE;
+                continue;
+            }
+            let (first, len) = (run.first as usize, run.len as usize);
+            let mut i = 0;
+            while i < len {
+                // SAFETY: first + len ≤ d_key and one vector beyond is there; f + len ≤ TILE and
+                // one vector beyond is there. What is written beyond is overwritten or unused.
+                unsafe {
+                    let x = V::load(a.query.as_ptr().add(first + i));
+                    x.mul(V::splat(prefix)).store(features.as_mut_ptr().add(f + i));
+                }
+                i += V::LANES;
+            }
+            f += len;
+        }
+        // Weights: features times multiplicity and coefficient; zero beyond the tile.
+        let weigh = |f: usize, x: V::Elem| x * multiplicities[tile.start + f] * coefficient;
+        for (f, x) in features[..tile.len].iter_mut().enumerate() {
+            *x = weigh(f, *x);
+        }
+        features[tile.len..tile.len + V::LANES].fill(V::Elem::ZERO);
+        // SAFETY: lengths were checked above.
+        unsafe {
+            let mut total = V::splat(V::Elem::ZERO);
+            let mut at = 0;
+            while at < tile.len {
+                let w = V::load(features.as_ptr().add(at));
+                let z = V::load(a.z.as_ptr().add(tile.start + at));
+                total = w.mul_add(z, total);
+                at += V::LANES;
+            }
+            *a.den += sum(total);
+            add_rows::<V>(
+                features.as_ptr(),
+                a.sums.as_ptr().add(tile.start * a.d_value),
+                tile.len,
+                a.d_value,
+                a.num.as_mut_ptr(),
+            );
+        }
+    }
+}
+
+/// See [`WeighOne`].
+///
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+pub(in crate::arch) unsafe fn weigh_one<V: Vector>(a: &mut WeighOne<'_, V::Elem>, d_key: usize) {
+    let Some((&top, rest)) = a.coefficients.split_last() else { return };
+    assert!(a.count <= a.ld && a.ld.is_multiple_of(V::LANES));
+    assert!(a.query.len() >= d_key && a.keys.len() >= (d_key + 1) * a.ld);
+    assert!(a.values.len() >= a.count * a.d_value + V::LANES);
+    assert!(a.num.len() >= a.d_value.next_multiple_of(V::LANES));
+    let mut s = 0;
+    while s < a.count {
+        let step = (a.count - s).min(PANEL);
+        let weights = &mut a.scratch[..PANEL];
+        // SAFETY: the lengths were checked just now; vectors stay within ld, a whole number of
+        // them.
+        unsafe {
+            let mut total = V::splat(V::Elem::ZERO);
+            let mut at = 0;
+            while at < step {
+                let column = a.keys.as_ptr().add(s + at);
+                let mut x = V::splat(V::Elem::ZERO);
+                for (i, &q) in a.query[..d_key].iter().enumerate() {
+                    x = V::splat(q).mul_add(V::load(column.add(i * a.ld)), x);
+                }
+                let mut w = V::splat(top);
+                for &c in rest.iter().rev() {
+                    w = w.mul_add(x, V::splat(c));
+                }
+                let w = w.mul(V::load(column.add(d_key * a.ld)));
+                w.store(weights.as_mut_ptr().add(at));
+                total = total.add(w);
+                at += V::LANES;
+            }
+            *a.den += sum(total);
+            add_rows::<V>(
+                weights.as_ptr(),
+                a.values.as_ptr().add(s * a.d_value),
+                step,
+                a.d_value,
+                a.num.as_mut_ptr(),
+            );
+        }
+        s += step;
+    }
+}

@@ -1,0 +1,194 @@
+//! The kernels, written once over [`Vector`]; entry points per instruction set are in [`super`].
+//!
+//! Words: a *panel* is up to [`PANEL`] tokens by up to [`TILE`](crate::basis::TILE) rows (features,
+//! or keys of the direct form), laid out `[row][PANEL]`, made in L1 and used at once. `padded` is
+//! d_value rounded up to whole vectors. Tokens come transposed, `x[channel][token]` with leading
+//! dimension `ld` and one more row, the token's weight, by which all its features are multiplied
+//! (1, or 0 for a masked key). Token counts are padded to multiples of [`TOKENS`] with weight 0.
+
+mod decode;
+mod direct;
+mod features;
+mod gemm;
+mod sums;
+
+/// The kernels over any [`Vector`](super::vector::Vector).
+pub(super) mod vector_kernels {
+    pub(in crate::arch) use super::decode::{read_one, weigh_one};
+    pub(in crate::arch) use super::direct::{exponential, polynomial};
+    pub(in crate::arch) use super::sums::{absorb, fold, pack, read};
+}
+
+use crate::Real;
+use crate::basis::{Basis, Tile};
+
+/// Tokens in a panel.
+pub(crate) const PANEL: usize = 64;
+/// Token counts are padded to multiples of this: the widest vector.
+pub(crate) const TOKENS: usize = 16;
+
+/// Elements of working memory for one query, besides one per order: a tile and a vector beyond.
+pub(crate) const DECODE_SCRATCH: usize = crate::basis::TILE + TOKENS;
+
+/// Working memory of one thread's kernels.
+#[derive(Debug)]
+pub(crate) struct Scratch<T> {
+    /// `[TILE][PANEL]`, features or weights.
+    pub panel: super::Buffer<T>,
+    /// `[order][PANEL]`, prefixes of the monomials being made.
+    pub stack: super::Buffer<T>,
+}
+
+impl<T: Real> Scratch<T> {
+    pub(crate) fn new(terms: usize) -> Self {
+        Scratch {
+            panel: super::Buffer::zeroed(crate::basis::TILE * PANEL),
+            stack: super::Buffer::zeroed((terms + 1) * PANEL),
+        }
+    }
+}
+
+/// A panel of transposed tokens: `x[channel * ld + token]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens<'a, T> {
+    /// From the panel's first token on; `(d_key + 1)` rows.
+    pub x: &'a [T],
+    /// Distance between rows.
+    pub ld: usize,
+    /// Tokens, a multiple of [`TOKENS`], at most [`PANEL`].
+    pub count: usize,
+}
+
+/// Sums of one tile prepared for reading: multiplied by multiplicity and coefficient, padded.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed<'a, T> {
+    /// What [`Kernels::pack`](super::Kernels) left.
+    pub sums: &'a [T],
+    /// One number per feature of the tile.
+    pub z: &'a [T],
+}
+
+/// `num[t] += Σ_f Φ_f(x_t)·sums_f`, `den[t] += Σ_f Φ_f(x_t)·z_f`.
+pub(crate) struct Read<'a, T> {
+    pub basis: &'a Basis,
+    pub tile: &'a Tile,
+    pub tokens: Tokens<'a, T>,
+    pub packed: Packed<'a, T>,
+    pub padded: usize,
+    /// `[tokens][padded]`.
+    pub num: &'a mut [T],
+    /// `[tokens]`.
+    pub den: &'a mut [T],
+    pub scratch: &'a mut Scratch<T>,
+}
+
+/// Values of a panel's tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Values<'a, T> {
+    /// `[tokens][padded]`, zero beyond d_value and beyond the last token.
+    pub rows: &'a [T],
+    /// What [`Kernels::prepare`](super::Kernels) made of them (empty where it needs nothing).
+    pub prepared: &'a [T],
+}
+
+/// `sums[f] += Σ_t Φ_f(x_t)·v_t`, and the same with 1 for v_t, lane by lane, in `z`.
+pub(crate) struct Absorb<'a, T> {
+    pub basis: &'a Basis,
+    pub tile: &'a Tile,
+    pub tokens: Tokens<'a, T>,
+    pub values: Values<'a, T>,
+    pub padded: usize,
+    /// `[TILE][padded]`, this chunk's sums.
+    pub sums: &'a mut [T],
+    /// `[TILE][TOKENS]`, this chunk's lanes of Σ Φ_f.
+    pub z: &'a mut [T],
+    pub scratch: &'a mut Scratch<T>,
+}
+
+/// Far sums of one tile, a stretch of a state.
+pub(crate) struct Far<'a, T> {
+    /// `[len][d_value]`, readable one vector beyond.
+    pub sums: &'a mut [T],
+    /// `[len]`.
+    pub z: &'a mut [T],
+    /// What rounding took from `sums`; empty where sums are not compensated.
+    pub sums_low: &'a mut [T],
+    /// What rounding took from `z`; empty likewise.
+    pub z_low: &'a mut [T],
+}
+
+impl<T> Far<'_, T> {
+    /// `len` features from feature `at` of the stretch on.
+    pub(crate) fn part(&mut self, at: usize, len: usize, d_value: usize) -> Far<'_, T> {
+        let rows = at * d_value..(at + len) * d_value;
+        let low = !self.z_low.is_empty();
+        Far {
+            sums: &mut self.sums[rows.clone()],
+            z: &mut self.z[at..at + len],
+            sums_low: if low { &mut self.sums_low[rows] } else { &mut [] },
+            z_low: if low { &mut self.z_low[at..at + len] } else { &mut [] },
+        }
+    }
+}
+
+/// Weights of a panel of queries over up to TILE keys, by the polynomial or by exp:
+/// `num[t] += Σ_s w_ts v_s`, `den[t] += Σ_s w_ts`.
+pub(crate) struct Direct<'a, T> {
+    pub d_key: usize,
+    pub queries: Tokens<'a, T>,
+    /// Keys, transposed like the queries, with their weights.
+    pub keys: Tokens<'a, T>,
+    /// `[keys][padded]`.
+    pub values: &'a [T],
+    pub padded: usize,
+    /// Key s is seen by query t when s ≤ t + `diagonal`, both counted within their panels;
+    /// `None`: by every query.
+    pub diagonal: Option<isize>,
+    /// a_0 … a_{P−1}; unused by exp.
+    pub coefficients: &'a [T],
+    /// `[tokens][padded]`.
+    pub num: &'a mut [T],
+    /// `[tokens]`.
+    pub den: &'a mut [T],
+    /// `[tokens]`, largest logit so far; unused by the polynomial.
+    pub max: &'a mut [T],
+    pub scratch: &'a mut Scratch<T>,
+}
+
+/// One query reads all far sums.
+pub(crate) struct ReadOne<'a, T> {
+    pub basis: &'a Basis,
+    /// `[d_key]`, readable one vector beyond.
+    pub query: &'a [T],
+    /// `[D][d_value]`, readable one vector beyond.
+    pub sums: &'a [T],
+    /// `[D]`, readable one vector beyond.
+    pub z: &'a [T],
+    pub d_value: usize,
+    /// a_p by order.
+    pub coefficients: &'a [T],
+    /// `[padded]`.
+    pub num: &'a mut [T],
+    pub den: &'a mut T,
+    /// [`DECODE_SCRATCH`] elements and one per order.
+    pub scratch: &'a mut [T],
+}
+
+/// One query reads the raw keys and values of an open block.
+pub(crate) struct WeighOne<'a, T> {
+    pub query: &'a [T],
+    /// `[d_key + 1][ld]`, transposed, with weights.
+    pub keys: &'a [T],
+    pub ld: usize,
+    /// Keys, at most `ld`; those beyond it up to a whole vector have weight 0.
+    pub count: usize,
+    /// `[ld][d_value]`, readable one vector beyond.
+    pub values: &'a [T],
+    pub d_value: usize,
+    pub coefficients: &'a [T],
+    /// `[padded]`.
+    pub num: &'a mut [T],
+    pub den: &'a mut T,
+    /// [`DECODE_SCRATCH`] elements and one per order.
+    pub scratch: &'a mut [T],
+}

@@ -1,0 +1,249 @@
+//! The state form: queries read far sums, keys and values are absorbed into them.
+
+use super::features::{Emit, each_feature};
+use super::gemm::{Left, gemm};
+use super::{Absorb, Far, PANEL, Packed, Read, TOKENS};
+use crate::arch::vector::{Vector, sum};
+use crate::basis::TILE;
+
+/// Stores features as panel rows and adds them, times z, to the denominators.
+struct Reading<V: Vector> {
+    panel: *mut V::Elem,
+    z: *const V::Elem,
+    den: *mut V::Elem,
+}
+
+impl<V: Vector> Emit<V> for Reading<V> {
+    #[inline(always)]
+    unsafe fn emit<const W: usize>(&mut self, f: usize, at: usize, row: [V; W]) {
+        // SAFETY: f < TILE, at + W·LANES ≤ PANEL, and den covers the panel's tokens.
+        unsafe {
+            let z = V::splat(*self.z.add(f));
+            for (w, row) in row.iter().enumerate() {
+                let t = at + w * V::LANES;
+                row.store(self.panel.add(f * PANEL + t));
+                let den = self.den.add(t);
+                row.mul_add(z, V::load(den)).store(den);
+            }
+        }
+    }
+}
+
+/// See [`Read`].
+///
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+pub(in crate::arch) unsafe fn read<V: Vector>(a: &mut Read<'_, V::Elem>) {
+    let Packed { sums, z } = a.packed;
+    let count = a.tokens.count;
+    assert!(count <= PANEL && count.is_multiple_of(TOKENS) && a.tile.len <= TILE);
+    assert!(a.tokens.x.len() >= a.basis.d_key() * a.tokens.ld + count);
+    assert!(sums.len() >= a.tile.len * a.padded && z.len() >= a.tile.len);
+    assert!(a.num.len() >= count * a.padded && a.den.len() >= count);
+    assert!(a.scratch.stack.len() >= a.tile.order * PANEL);
+    let panel = a.scratch.panel.as_mut_ptr();
+    // SAFETY: the lengths were checked just now; the panel is TILE × PANEL.
+    unsafe {
+        let mut den = [<V::Elem as crate::Real>::ZERO; PANEL];
+        each_feature::<V>(
+            a.basis,
+            a.tile,
+            a.tokens,
+            a.scratch.stack.as_mut_ptr(),
+            Reading { panel, z: z.as_ptr(), den: den.as_mut_ptr() },
+        );
+        for (total, part) in a.den.iter_mut().zip(&den[..count]) {
+            *total += *part;
+        }
+        gemm::<V>(
+            count,
+            a.tile.len,
+            a.padded,
+            Left { base: panel, row: 1, step: PANEL },
+            sums.as_ptr(),
+            a.padded,
+            a.num.as_mut_ptr(),
+            a.padded,
+        );
+    }
+}
+
+/// Stores features as panel rows and adds up their tokens, lane by lane.
+struct Absorbing<V: Vector> {
+    panel: *mut V::Elem,
+    z: *mut V::Elem,
+}
+
+impl<V: Vector> Emit<V> for Absorbing<V> {
+    #[inline(always)]
+    unsafe fn emit<const W: usize>(&mut self, f: usize, at: usize, row: [V; W]) {
+        // SAFETY: f < TILE, at + W·LANES ≤ PANEL, and z has TOKENS ≥ LANES elements per feature.
+        unsafe {
+            let z = self.z.add(f * TOKENS);
+            let mut total = V::load(z);
+            for (w, row) in row.iter().enumerate() {
+                row.store(self.panel.add(f * PANEL + at + w * V::LANES));
+                total = total.add(*row);
+            }
+            total.store(z);
+        }
+    }
+}
+
+/// See [`Absorb`].
+///
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+pub(in crate::arch) unsafe fn absorb<V: Vector>(a: &mut Absorb<'_, V::Elem>) {
+    let count = a.tokens.count;
+    let rows = a.tile.len.next_multiple_of(8);
+    assert!(count <= PANEL && count.is_multiple_of(TOKENS) && a.tile.len <= TILE);
+    assert!(a.tokens.x.len() >= a.basis.d_key() * a.tokens.ld + count);
+    assert!(a.values.rows.len() >= count * a.padded);
+    assert!(a.sums.len() >= rows * a.padded && a.z.len() >= a.tile.len * TOKENS);
+    assert!(a.scratch.stack.len() >= a.tile.order * PANEL);
+    a.scratch.panel[a.tile.len * PANEL..rows * PANEL].fill(crate::Real::from_f64(0.0));
+    let panel = a.scratch.panel.as_mut_ptr();
+    // SAFETY: the lengths were checked just now; the panel is TILE × PANEL.
+    unsafe {
+        each_feature::<V>(
+            a.basis,
+            a.tile,
+            a.tokens,
+            a.scratch.stack.as_mut_ptr(),
+            Absorbing { panel, z: a.z.as_mut_ptr() },
+        );
+        gemm::<V>(
+            rows,
+            count,
+            a.padded,
+            Left { base: panel, row: PANEL, step: 1 },
+            a.values.rows.as_ptr(),
+            a.padded,
+            a.sums.as_mut_ptr(),
+            a.padded,
+        );
+    }
+}
+
+/// Prepares a tile's sums for [`read`]: times multiplicity and coefficient, rows padded.
+///
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+pub(in crate::arch) unsafe fn pack<V: Vector>(
+    sums: &[V::Elem],
+    z: &[V::Elem],
+    multiplicities: &[V::Elem],
+    coefficient: V::Elem,
+    d_value: usize,
+    out: &mut [V::Elem],
+    out_z: &mut [V::Elem],
+) {
+    let padded = d_value.next_multiple_of(V::LANES);
+    let len = multiplicities.len();
+    assert!(sums.len() >= len * d_value && z.len() >= len);
+    assert!(out.len() >= len * padded && out_z.len() >= len);
+    // Rows are loaded in whole vectors; those that would reach beyond the slice go one by one.
+    let whole = if len * d_value < padded { 0 } else { (len * d_value - padded) / d_value + 1 };
+    for f in whole.min(len)..len {
+        let weight = multiplicities[f] * coefficient;
+        out_z[f] = z[f] * weight;
+        let row = &mut out[f * padded..(f + 1) * padded];
+        row.fill(crate::Real::from_f64(0.0));
+        for (to, &from) in row.iter_mut().zip(&sums[f * d_value..(f + 1) * d_value]) {
+            *to = from * weight;
+        }
+    }
+    for f in 0..whole.min(len) {
+        let weight = multiplicities[f] * coefficient;
+        out_z[f] = z[f] * weight;
+        // SAFETY: the lengths were checked just now.
+        unsafe {
+            let weight = V::splat(weight);
+            let from = sums.as_ptr().add(f * d_value);
+            let to = out.as_mut_ptr().add(f * padded);
+            let mut at = 0;
+            while at < padded {
+                V::load(from.add(at)).mul(weight).store(to.add(at));
+                at += V::LANES;
+            }
+        }
+    }
+}
+
+/// Adds a chunk's sums of one tile to the far sums, keeping what rounding would lose (Knuth's
+/// TwoSum, so that it holds whichever of the two is larger).
+///
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+pub(in crate::arch) unsafe fn fold<V: Vector>(
+    sums: &[V::Elem],
+    z: &[V::Elem],
+    len: usize,
+    d_value: usize,
+    far: &mut Far<'_, V::Elem>,
+) {
+    let padded = d_value.next_multiple_of(V::LANES);
+    let compensated = <V::Elem as crate::Real>::COMPENSATED;
+    assert!(sums.len() >= len * padded && z.len() >= len * TOKENS);
+    assert!(far.sums.len() >= len * d_value && far.z.len() >= len);
+    assert!(!compensated || (far.sums_low.len() >= len * d_value && far.z_low.len() >= len));
+    let whole = d_value - d_value % V::LANES;
+    for f in 0..len {
+        // SAFETY: the lengths were checked just now.
+        unsafe {
+            let from = sums.as_ptr().add(f * padded);
+            let to = far.sums.as_mut_ptr().add(f * d_value);
+            let mut at = 0;
+            while at < whole {
+                if compensated {
+                    let low = far.sums_low.as_mut_ptr().add(f * d_value + at);
+                    let (t, e) = two_sum(
+                        V::load(to.add(at)),
+                        V::load(from.add(at)).add(V::load(low)),
+                    );
+                    t.store(to.add(at));
+                    e.store(low);
+                } else {
+                    V::load(to.add(at)).add(V::load(from.add(at))).store(to.add(at));
+                }
+                at += V::LANES;
+            }
+        }
+        for i in whole..d_value {
+            let low = if compensated { Some(&mut far.sums_low[f * d_value + i]) } else { None };
+            add_one(&mut far.sums[f * d_value + i], low, sums[f * padded + i]);
+        }
+        // SAFETY: TOKENS ≥ LANES elements per feature were checked just now.
+        let total = unsafe { sum(V::load(z.as_ptr().add(f * TOKENS))) };
+        add_one(&mut far.z[f], if compensated { Some(&mut far.z_low[f]) } else { None }, total);
+    }
+}
+
+/// a + b and what rounding took from it.
+#[inline(always)]
+unsafe fn two_sum<V: Vector>(a: V, b: V) -> (V, V) {
+    // SAFETY: forwarded.
+    unsafe {
+        let t = a.add(b);
+        let bb = t.sub(a);
+        (t, a.sub(t.sub(bb)).add(b.sub(bb)))
+    }
+}
+
+#[inline(always)]
+fn add_one<T: crate::Real>(to: &mut T, low: Option<&mut T>, x: T) {
+    let Some(low) = low else {
+        *to += x;
+        return;
+    };
+    let b = x + *low;
+    let t = *to + b;
+    let bb = t - *to;
+    *low = (*to - (t - bb)) + (b - bb);
+    *to = t;
+}

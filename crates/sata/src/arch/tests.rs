@@ -1,0 +1,1 @@
+//! Vector arithmetic against the standard library.

@@ -1,0 +1,188 @@
+//! One query at a time: decode.
+
+use std::ops::Range;
+
+use super::{Piece, finish};
+use crate::arch::{DECODE_SCRATCH, Kernels, ReadOne, TOKENS, WeighOne};
+use crate::basis::Basis;
+use crate::state::{FoldWork, HeadState};
+use crate::view::Rows;
+use crate::{Diagnostics, Element, Plan, Real, State, parallel};
+
+/// Heads that one task steps: enough to hide the cost of handing a task out.
+const TASK_FEATURES: usize = 1 << 15;
+
+/// What all heads of a step share.
+struct Env<'e, E: Element> {
+    basis: &'e Basis,
+    kernels: &'static Kernels<E::Compute>,
+    coefficients: Vec<E::Compute>,
+    scale: E::Compute,
+    d_value: usize,
+    padded: usize,
+}
+
+impl<'e, E: Element> Env<'e, E> {
+    fn new(plan: &Plan, basis: &'e Basis) -> Self {
+        let kernels = plan.kernels::<E>();
+        Env {
+            basis,
+            kernels,
+            coefficients: plan.coefficients(),
+            scale: E::Compute::from_f64(plan.spec().scale()),
+            d_value: plan.spec().d_value(),
+            padded: plan.spec().d_value().next_multiple_of(kernels.lanes),
+        }
+    }
+}
+
+/// Every sequence takes one token.
+pub(super) fn steps<E: Element>(
+    plan: &Plan,
+    pieces: &[Piece<'_, E>],
+    rows: &Rows<'_, E>,
+    state: &mut State<E::Compute>,
+) -> Diagnostics {
+    let basis = state.basis.clone();
+    let env = Env::<E>::new(plan, &basis);
+    let block = plan.spec().block();
+    let mut total = Diagnostics::default();
+    for (piece, sequence) in pieces.iter().zip(&mut state.sequences) {
+        let open = sequence.open;
+        let group = piece.q.shape()[1] / sequence.heads.len();
+        let each = TASK_FEATURES.div_ceil(basis.len()).max(1);
+        let mut tasks: Vec<(usize, &mut [HeadState<E::Compute>])> = sequence
+            .heads
+            .chunks_mut(each)
+            .enumerate()
+            .map(|(i, heads)| (i * each, heads))
+            .collect();
+        let part = parallel::map_reduce(
+            &mut tasks,
+            Diagnostics::default(),
+            |(first, heads)| {
+                let mut found = Diagnostics::default();
+                let mut work = None;
+                for (i, head) in heads.iter_mut().enumerate() {
+                    let kv_head = *first + i;
+                    append(piece, kv_head, head, open, env.d_value);
+                    for g in 0..group {
+                        let query_head = kv_head * group + g;
+                        let scratch = &mut head.scratch;
+                        let (sums, open_block) = (&head.sums, &head.open);
+                        // SAFETY: tasks answer disjoint heads.
+                        found = found.merged(unsafe {
+                            one(&env, piece, query_head, 0, rows, sums, open_block, open + 1, scratch)
+                        });
+                    }
+                    if open + 1 == block {
+                        let work = work.get_or_insert_with(|| FoldWork::new(plan.spec(), env.kernels));
+                        head.fold_open(env.basis, block, work);
+                    }
+                }
+                found
+            },
+            Diagnostics::merged,
+        );
+        total = total.merged(part);
+        sequence.position += 1;
+        sequence.open = (open + 1) % block;
+    }
+    total
+}
+
+/// Puts the piece's only token at place `open` of the open block.
+fn append<E: Element>(
+    piece: &Piece<'_, E>,
+    kv_head: usize,
+    head: &mut HeadState<E::Compute>,
+    open: usize,
+    d_value: usize,
+) {
+    let block = &mut head.open;
+    super::load::keys(piece, kv_head, 0..1, &mut block.keys, block.ld, open);
+    super::load::values(piece, kv_head, 0..1, &mut block.values, d_value, open);
+}
+
+/// A few queries read a finished context one by one.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn read_each<E: Element>(
+    plan: &Plan,
+    piece: &Piece<'_, E>,
+    query_head: usize,
+    queries: Range<usize>,
+    rows: &Rows<'_, E>,
+    head: &HeadState<E::Compute>,
+    open: usize,
+    basis: &Basis,
+) -> Diagnostics {
+    let env = Env::<E>::new(plan, basis);
+    let mut scratch = head.scratch.clone();
+    queries.fold(Diagnostics::default(), |found, query| {
+        // SAFETY: the caller's task alone answers these queries.
+        found.merged(unsafe {
+            one(&env, piece, query_head, query, rows, &head.sums, &head.open, open, &mut scratch)
+        })
+    })
+}
+
+/// One query reads far sums and open block, and its output is written.
+///
+/// # Safety
+/// No other thread writes the same row.
+#[allow(clippy::too_many_arguments)]
+unsafe fn one<E: Element>(
+    env: &Env<'_, E>,
+    piece: &Piece<'_, E>,
+    query_head: usize,
+    query: usize,
+    rows: &Rows<'_, E>,
+    sums: &crate::state::Sums<E::Compute>,
+    open_block: &crate::state::Open<E::Compute>,
+    open: usize,
+    scratch: &mut [E::Compute],
+) -> Diagnostics {
+    let d_key = env.basis.d_key();
+    let terms = scratch.len() - d_key - env.d_value - 3 * TOKENS;
+    let (kernel, rest) = scratch.split_at_mut(terms);
+    debug_assert!(kernel.len() >= DECODE_SCRATCH);
+    let (x, num) = rest.split_at_mut(d_key + TOKENS);
+    let row = piece.q.row(piece.q_batch, query_head, piece.q_first + query);
+    for (x, &q) in x.iter_mut().zip(row) {
+        *x = q.to_compute() * env.scale;
+    }
+    let num = &mut num[..env.padded];
+    num.fill(E::Compute::ZERO);
+    let mut den = E::Compute::ZERO;
+    let mut read = ReadOne {
+        basis: env.basis,
+        query: x,
+        sums: &sums.sums,
+        z: &sums.z,
+        d_value: env.d_value,
+        coefficients: &env.coefficients,
+        num,
+        den: &mut den,
+        scratch: kernel,
+    };
+    // SAFETY: kernels are only handed out for instruction sets that are there.
+    unsafe { (env.kernels.read_one)(&mut read) };
+    if open > 0 {
+        let mut weigh = WeighOne {
+            query: x,
+            keys: &open_block.keys,
+            ld: open_block.ld,
+            count: open,
+            values: &open_block.values,
+            d_value: env.d_value,
+            coefficients: &env.coefficients,
+            num,
+            den: &mut den,
+            scratch: kernel,
+        };
+        // SAFETY: as above.
+        unsafe { (env.kernels.weigh_one)(&mut weigh, d_key) };
+    }
+    // SAFETY: forwarded from the caller.
+    unsafe { finish(rows, piece, query_head, query, &[den], num, env.padded) }
+}
