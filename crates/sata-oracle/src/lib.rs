@@ -19,6 +19,16 @@
 //!   the features of [`features`].
 //! * [`softmax_attention`] is what all of it approximates.
 //!
+//! ```
+//! use sata_oracle::{Problem, Series, Shape, attention, softmax_attention};
+//!
+//! let shape = Shape { query_heads: 1, kv_heads: 1, queries: 3, keys: 3, d_key: 1, d_value: 1 };
+//! let (q, k, v) = ([0.5, -1.0, 0.7], [0.2, 1.0, -0.3], [1.0, 2.0, 3.0]);
+//! let problem = Problem { series: Series::Gauss, terms: 4, ..Problem::new(shape, &q, &k, &v) };
+//! let error = attention(&problem).y[2] - softmax_attention(&problem).y[2];
+//! assert!(error.abs() < 1e-3);
+//! ```
+//!
 //! Wrong arguments panic with a sentence that names them. Results are never repaired: a denominator that is not
 //! positive is divided by as it is, and a query that sees no key gives nan.
 //!

@@ -106,11 +106,17 @@ fn check_all(rng: &mut StdRng, shape: Shape, change: impl for<'a> Fn(Problem<'a>
     for decay in random_decays(rng, shape) {
         for (series, terms) in all_series() {
             let name = format!("{series:?}, {terms} terms, {decay:?}");
+            // The denominators of the Hermite series stay away from zero while the logits spread little.
+            let scale = match series {
+                Series::Hermite { .. } => 0.4,
+                _ => 0.7,
+            };
             check(
                 &name,
                 &change(Problem {
                     series,
                     terms,
+                    scale,
                     decay: decay.clone(),
                     ..data.problem()
                 }),
@@ -123,8 +129,8 @@ fn check_all(rng: &mut StdRng, shape: Shape, change: impl for<'a> Fn(Problem<'a>
 const SHAPE: Shape = Shape {
     query_heads: 2,
     kv_heads: 1,
-    queries: 7,
-    keys: 7,
+    queries: 6,
+    keys: 6,
     d_key: 2,
     d_value: 2,
 };
@@ -170,7 +176,7 @@ fn full_with_sinks() {
 #[test]
 fn masked() {
     // The first key stays, so that every query sees one.
-    let mask: &'static [bool] = &[true, true, false, true, true, false, true];
+    let mask: &'static [bool] = &[true, true, false, true, false, true];
     check_all(&mut fresh_rng(), SHAPE, |problem| Problem {
         key_mask: Some(mask),
         near: Near::Blocks(0),
@@ -186,7 +192,7 @@ fn later_queries() {
         ..SHAPE
     };
     check_all(&mut fresh_rng(), shape, |problem| Problem {
-        offset: 3,
+        offset: 2,
         near: Near::Blocks(0),
         block: 3,
         ..problem

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Data, assert_close, fresh_rng, normals, random_decays};
+use common::{Data, assert_close, assert_close_above, fresh_rng, normals, random_decays};
 use rand::Rng;
 use sata_oracle::kernel::{FarKernel, Gauss, Hermite, Measure, exp_divided_differences};
 use sata_oracle::{Near, Problem, Series, Shape, attention, softmax_attention};
@@ -74,14 +74,11 @@ fn one_and_two_nodes_by_their_formulas() {
 
     // P = 2: a line through μ.
     let line = Gauss::new(1, &measure);
-    assert_close("one node", line.nodes(), &[mean], 1e-14);
+    assert_close_above(1.0, "one node", line.nodes(), &[mean], 1e-14);
     for x in [-3.0, 0.0, 4.0] {
-        assert_close(
-            "line",
-            &[kappa(&line, x)],
-            &[mean.exp() * (1.0 + x - mean)],
-            1e-13,
-        );
+        let size = mean.exp() * (1.0 + (x - mean).abs());
+        let error = kappa(&line, x) - mean.exp() * (1.0 + x - mean);
+        assert!(error.abs() <= 1e-13 * size, "line at {x}: {error:e}");
     }
 
     // P = 4: μ + σ (γ ∓ √(γ² + 4))/2.
@@ -341,27 +338,31 @@ fn derivatives_through_the_parameters() {
                 .map(|s| c[s] * moved.value(logits[s]) * scale)
                 .sum()
         };
-        let h = 1e-5;
+        let at = |x: &[f64], s: usize, delta: f64| {
+            let mut moved = x.to_vec();
+            moved[s] += delta;
+            moved
+        };
         let mut by_logits = vec![];
         let mut by_log_decays = vec![];
         for s in 0..count {
-            let at = |x: &[f64], delta: f64| {
-                let mut moved = x.to_vec();
-                moved[s] += delta;
-                moved
-            };
-            by_logits.push(
-                (sum(&at(&logits, h), &log_decays) - sum(&at(&logits, -h), &log_decays))
-                    / (2.0 * h),
-            );
-            by_log_decays.push(
-                (sum(&logits, &at(&log_decays, h)) - sum(&logits, &at(&log_decays, -h)))
-                    / (2.0 * h),
-            );
+            by_logits.push(five_points(|delta| {
+                sum(&at(&logits, s, delta), &log_decays)
+            }));
+            by_log_decays.push(five_points(|delta| {
+                sum(&logits, &at(&log_decays, s, delta))
+            }));
         }
         let through = kernel.through_parameters(&measure, &c);
         let name = format!("{series:?} {terms}");
-        assert_close(&name, &through.logits, &by_logits, 1e-5);
-        assert_close(&name, &through.log_decays, &by_log_decays, 1e-5);
+        // What the kernel's parameters change can be small beside the kernel, whose rounding the differences carry.
+        assert_close_above(1e-3, &name, &through.logits, &by_logits, 1e-5);
+        assert_close_above(1e-3, &name, &through.log_decays, &by_log_decays, 1e-5);
     }
+}
+
+/// f'(0), by differences exact to degree 4.
+fn five_points(f: impl Fn(f64) -> f64) -> f64 {
+    let h = 1e-4;
+    (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h)
 }

@@ -1,6 +1,7 @@
 //! Divided differences of the exponential function.
 
-/// f[z_0], f[z_0, z_1], …, f[z_0, …, z_m] of f(x) = e^{x − max z}. The points may come in any order and may be equal.
+/// `f[z_0]`, `f[z_0, z_1]`, …, `f[z_0, …, z_m]` of f(x) = e^{x − max z}. The points may come in any order and may be
+/// equal.
 ///
 /// By Opitz's theorem they are the first row of e^A, where A has the points on its diagonal and ones above it. With
 /// the least point taken off the diagonal no element of A is negative, so the series of e^{A/2^k} and the k squarings
@@ -32,7 +33,7 @@ pub fn exp_divided_differences(points: &[f64]) -> Vec<f64> {
     // j-th term, so there must be well over `size` terms.
     let mut power = identity(size);
     let mut exponential = identity(size);
-    for j in 1..size + 20 {
+    for j in 1..size + 16 {
         power = product(&power, &a);
         for element in power.iter_mut().flatten() {
             *element /= j as f64;

@@ -14,7 +14,7 @@ pub struct Gauss {
     nodes: Vec<f64>,
     /// λ_i > 0, which sum to 1.
     node_weights: Vec<f64>,
-    /// f[ξ_1], f[ξ_1, ξ_1], f[ξ_1, ξ_1, ξ_2], … of f(x) = e^{x − log_scale}.
+    /// `f[ξ_1]`, `f[ξ_1, ξ_1]`, `f[ξ_1, ξ_1, ξ_2]`, … of f(x) = e^{x − log_scale}.
     newton: Vec<f64>,
 }
 
@@ -75,8 +75,8 @@ impl Gauss {
         (value, slope)
     }
 
-    /// (e^{ξ_j} − κ''(ξ_j)) · exp(−log_scale). The interpolation error is e^x − κ(x) = f[x, z] ∏_i (x − ξ_i)², with z
-    /// each node twice, so its second derivative at ξ_j is 2 f[ξ_j, z] ∏_{i≠j} (ξ_j − ξ_i)².
+    /// (e^{ξ_j} − κ''(ξ_j)) · exp(−log_scale). The interpolation error is e^x − κ(x) = `f[x, z]` ∏_i (x − ξ_i)², with z
+    /// each node twice, so its second derivative at ξ_j is 2 `f[ξ_j, z]` ∏_{i≠j} (ξ_j − ξ_i)².
     fn bend(&self, j: usize) -> f64 {
         let mut points = each_twice(&self.nodes);
         points.push(self.nodes[j]);
