@@ -27,7 +27,6 @@ struct Env<'e, E: Element> {
     d_value: usize,
     padded: usize,
     group: usize,
-    causal: bool,
     /// Whether the past is wanted afterwards.
     keep: bool,
     chunk: usize,
@@ -48,6 +47,13 @@ struct Unit<'u, 'a, E: Element> {
 struct Chunk {
     keys: Range<usize>,
     fold: bool,
+}
+
+impl Chunk {
+    /// Those of its tokens that are new and so have queries.
+    fn queries(&self, open: usize) -> Range<usize> {
+        self.keys.start.max(open)..self.keys.end.max(open)
+    }
 }
 
 /// All pieces of a call, through `state`, which keeps the past only if `sizes.state`.
@@ -74,7 +80,6 @@ pub(super) fn stream<E: Element>(
         d_value: spec.d_value(),
         padded: spec.d_value().next_multiple_of(kernels.lanes),
         group: sizes.group,
-        causal,
         keep: sizes.state,
         chunk: recipe.chunk,
         block: spec.block(),
@@ -198,7 +203,7 @@ impl<E: Element> Env<'_, E> {
                 first.den.iter_mut().zip(&other.den[..]).for_each(|(a, &b)| *a += b);
             }
             for (i, chunk) in stretch.iter().enumerate() {
-                let queries = chunk.keys.start.max(*open)..chunk.keys.end;
+                let queries = chunk.queries(*open);
                 for g in 0..self.group {
                     let row = (i * self.group + g) * ld;
                     // SAFETY: this unit alone answers these query heads.
@@ -242,7 +247,7 @@ impl<E: Element> Env<'_, E> {
         let keys = chunk.keys.len();
         let tokens = keys.next_multiple_of(TOKENS);
         self.load(piece, kv_head, open, open_block, &chunk.keys, slice, ld);
-        let queries = chunk.keys.start.max(open)..chunk.keys.end;
+        let queries = chunk.queries(open);
         let plane = (d_key + 1) * ld;
         let mut count = 0;
         for g in 0..self.group {

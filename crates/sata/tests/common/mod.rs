@@ -1,0 +1,175 @@
+//! Fresh random inputs, the oracle's answer to them, and a comparison that names the worst.
+#![allow(dead_code)]
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rand_distr::StandardNormal;
+use sata::{Element, Real, Series, View};
+use sata_oracle as oracle;
+
+/// A generator whose seed is printed, or taken from `SATA_TEST_SEED`.
+pub fn rng() -> StdRng {
+    let seed = match std::env::var("SATA_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("SATA_TEST_SEED is a number"),
+        Err(_) => RandomState::new().build_hasher().finish(),
+    };
+    println!("SATA_TEST_SEED={seed}");
+    StdRng::seed_from_u64(seed)
+}
+
+/// `n` numbers drawn from N(0, 1), rounded to `E`.
+pub fn normal<E: Element>(rng: &mut StdRng, n: usize) -> Vec<E> {
+    (0..n)
+        .map(|_| {
+            let x: f64 = rng.sample(StandardNormal);
+            E::from_compute(E::Compute::from_f64(x))
+        })
+        .collect()
+}
+
+pub fn f64s<E: Element>(x: &[E]) -> Vec<f64> {
+    x.iter().map(|x| x.to_compute().to_f64()).collect()
+}
+
+/// Sizes of one random problem.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub batch: usize,
+    pub kv_heads: usize,
+    pub group: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub d_key: usize,
+    pub d_value: usize,
+}
+
+impl Sizes {
+    pub fn self_attention(tokens: usize, d_key: usize, d_value: usize) -> Self {
+        Sizes { batch: 1, kv_heads: 1, group: 1, queries: tokens, keys: tokens, d_key, d_value }
+    }
+    pub fn q(&self) -> [usize; 4] {
+        [self.batch, self.kv_heads * self.group, self.queries, self.d_key]
+    }
+    pub fn k(&self) -> [usize; 4] {
+        [self.batch, self.kv_heads, self.keys, self.d_key]
+    }
+    pub fn v(&self) -> [usize; 4] {
+        [self.batch, self.kv_heads, self.keys, self.d_value]
+    }
+    pub fn y(&self) -> [usize; 4] {
+        [self.batch, self.kv_heads * self.group, self.queries, self.d_value]
+    }
+}
+
+/// Random q, k, v of some sizes.
+pub struct Inputs<E> {
+    pub sizes: Sizes,
+    pub q: Vec<E>,
+    pub k: Vec<E>,
+    pub v: Vec<E>,
+    pub mask: Option<Vec<bool>>,
+}
+
+impl<E: Element> Inputs<E> {
+    pub fn new(rng: &mut StdRng, sizes: Sizes) -> Self {
+        let count = |shape: [usize; 4]| shape.iter().product();
+        Inputs {
+            sizes,
+            q: normal(rng, count(sizes.q())),
+            k: normal(rng, count(sizes.k())),
+            v: normal(rng, count(sizes.v())),
+            mask: None,
+        }
+    }
+
+    /// Hides about a third of the keys, never the first.
+    pub fn masked(mut self, rng: &mut StdRng) -> Self {
+        let n = self.sizes.batch * self.sizes.keys;
+        let keys = self.sizes.keys;
+        self.mask = Some((0..n).map(|i| i % keys == 0 || rng.random_bool(0.67)).collect());
+        self
+    }
+
+    pub fn q(&self) -> View<'_, E> {
+        View::new(&self.q, self.sizes.q()).unwrap()
+    }
+    pub fn k(&self) -> View<'_, E> {
+        View::new(&self.k, self.sizes.k()).unwrap()
+    }
+    pub fn v(&self) -> View<'_, E> {
+        View::new(&self.v, self.sizes.v()).unwrap()
+    }
+
+    /// The oracle's outputs, [batch, query_heads, queries, d_value].
+    pub fn oracle(&self, terms: usize, series: &Series, causal: bool) -> Vec<f64> {
+        let s = self.sizes;
+        let (q, k, v) = (f64s(&self.q), f64s(&self.k), f64s(&self.v));
+        let shape = oracle::Shape {
+            query_heads: s.kv_heads * s.group,
+            kv_heads: s.kv_heads,
+            queries: s.queries,
+            keys: s.keys,
+            d_key: s.d_key,
+            d_value: s.d_value,
+        };
+        let mut y = vec![];
+        for b in 0..s.batch {
+            let part = |x: &[f64], shape: [usize; 4]| {
+                let n: usize = shape[1..].iter().product();
+                x[b * n..(b + 1) * n].to_vec()
+            };
+            let (q, k, v) = (part(&q, s.q()), part(&k, s.k()), part(&v, s.v()));
+            let mut problem = oracle::Problem::new(shape, &q, &k, &v);
+            problem.terms = terms;
+            problem.causal = causal;
+            problem.series = match series {
+                Series::Taylor => oracle::Series::Taylor,
+                Series::Fixed { coefficients } => oracle::Series::Fixed(coefficients.clone()),
+                Series::Power { exponent, floor } => {
+                    oracle::Series::Power { exponent: *exponent, floor: *floor }
+                }
+                other => panic!("{other:?} is not compared here"),
+            };
+            problem.key_mask = self.mask.as_ref().map(|m| &m[b * s.keys..(b + 1) * s.keys]);
+            y.extend(oracle::attention(&problem).y);
+        }
+        y
+    }
+}
+
+/// ‖got − want‖ / ‖want‖; infinite where `got` holds a NaN.
+pub fn relative_rms(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (g, w) in got.iter().zip(want) {
+        error += (g - w) * (g - w);
+        norm += w * w;
+    }
+    if error.is_nan() { f64::INFINITY } else { (error / norm).sqrt() }
+}
+
+/// Fails unless the relative RMS error is at most `tolerance`; names the worst element.
+#[track_caller]
+pub fn assert_close<E: Element>(what: &str, got: &[E], want: &[f64], tolerance: f64) {
+    let got = f64s(got);
+    let error = relative_rms(&got, want);
+    if error > tolerance {
+        let worst = (0..got.len())
+            .max_by(|&a, &b| {
+                let e = |i: usize| (got[i] - want[i]).abs();
+                e(a).total_cmp(&e(b))
+            })
+            .unwrap_or(0);
+        panic!(
+            "{what}: relative RMS error {error:e} > {tolerance:e}; worst at {worst}: got {}, want {}",
+            got[worst], want[worst]
+        );
+    }
+}
+
+/// The bound on the implementation error of a compute type against the oracle.
+pub fn tolerance<E: Element>() -> f64 {
+    if size_of::<E::Compute>() == 8 { 1e-12 } else { 1e-5 }
+}
