@@ -47,6 +47,8 @@ pub trait Real:
     const ZERO: Self;
     /// One.
     const ONE: Self;
+    /// The lowest finite number.
+    const LOWEST: Self;
     /// Whether sums of this type over many blocks carry a compensation.
     const COMPENSATED: bool;
     /// The nearest number of this type.
@@ -122,6 +124,7 @@ impl Element for f16 {
 impl Real for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
+    const LOWEST: Self = f32::MIN;
     const COMPENSATED: bool = true;
     fn from_f64(x: f64) -> Self {
         x as f32
@@ -140,6 +143,7 @@ impl Real for f32 {
 impl Real for f64 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
+    const LOWEST: Self = f64::MIN;
     const COMPENSATED: bool = false;
     fn from_f64(x: f64) -> Self {
         x

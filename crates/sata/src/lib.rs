@@ -5,6 +5,7 @@
 mod arch;
 mod attention;
 pub mod basis;
+pub mod conventional;
 pub mod cost;
 mod diagnostics;
 mod element;

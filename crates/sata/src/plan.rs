@@ -166,8 +166,8 @@ impl Plan {
         let pair = cost::direct_flops(d_key, d_value, self.spec.terms()) as f64;
         let (queries, keys, group) = (sizes.queries as f64, sizes.keys as f64, sizes.group as f64);
         // Adding a chunk's sums to the far sums and preparing these for reading costs about as
-        // much as 16 FLOPs an element; half a chunk per query is weighed directly.
-        let touch = 16.0 * features as f64 * (d_value as f64 + 1.0);
+        // much as 32 FLOPs an element; half a chunk per query is weighed directly.
+        let touch = 32.0 * features as f64 * (d_value as f64 + 1.0);
         let chunk = (2.0 * touch / (pair * group)).sqrt();
         let chunk = ((chunk / PANEL as f64).round() as usize).clamp(1, 32) * PANEL;
         let pairs = if sizes.causal { queries * keys / 2.0 } else { queries * keys };

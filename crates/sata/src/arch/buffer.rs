@@ -30,6 +30,12 @@ impl<T: Real> Buffer<T> {
     }
 }
 
+impl<T> Default for Buffer<T> {
+    fn default() -> Self {
+        Buffer { lines: vec![], len: 0, _elem: std::marker::PhantomData }
+    }
+}
+
 impl<T: Real> std::ops::Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {

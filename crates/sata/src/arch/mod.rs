@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use kernels::{
-    Absorb, DECODE_SCRATCH, Direct, Far, PANEL, Packed, Read, ReadOne, Scratch, TOKENS, Tokens, Values, WeighOne,
+    Absorb, CacheOne, DECODE_SCRATCH, Direct, Far, PANEL, Packed, Read, ReadOne, Scratch, TOKENS, Tokens, Values, WeighOne,
 };
 
 use crate::Error;
@@ -131,29 +131,33 @@ pub struct Kernels<T> {
     pub(crate) read_one: unsafe fn(&mut ReadOne<'_, T>),
     /// (what, d_key).
     pub(crate) weigh_one: unsafe fn(&mut WeighOne<'_, T>, usize),
+    pub(crate) cache_one: unsafe fn(&mut CacheOne<'_, T>),
 }
 
 /// A module with one entry point per kernel and their table.
 macro_rules! entry_points {
-    ($(#[$attribute:meta])* $module:ident, $elem:ty, $vector:ty $(, $features:literal)?) => {
+    ($(#[$attribute:meta])* $module:ident, $elem:ty, $vector:ty, $wide:ty $(, $features:literal)?) => {
         $(#[$attribute])*
         mod $module {
             use super::kernels::vector_kernels;
             use super::vector::Vector;
             use super::*;
 
+            /// What fits d_value.
             type V = $vector;
+            /// What features are made in.
+            type G = $wide;
 
             $(#[target_feature(enable = $features)])?
             unsafe fn read(a: &mut Read<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
-                unsafe { vector_kernels::read::<V>(a) }
+                unsafe { vector_kernels::read::<V, G>(a) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn absorb(a: &mut Absorb<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
-                unsafe { vector_kernels::absorb::<V>(a) }
+                unsafe { vector_kernels::absorb::<V, G>(a) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -165,25 +169,31 @@ macro_rules! entry_points {
             $(#[target_feature(enable = $features)])?
             unsafe fn fold(s: &[$elem], z: &[$elem], len: usize, d: usize, far: &mut Far<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
-                unsafe { vector_kernels::fold::<V>(s, z, len, d, far) }
+                unsafe { vector_kernels::fold::<V, G>(s, z, len, d, far) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn polynomial(a: &mut Direct<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
-                unsafe { vector_kernels::polynomial::<V>(a) }
+                unsafe { vector_kernels::polynomial::<V, G>(a) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn exponential(a: &mut Direct<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
-                unsafe { vector_kernels::exponential::<V>(a) }
+                unsafe { vector_kernels::exponential::<V, G>(a) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn read_one(a: &mut ReadOne<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
                 unsafe { vector_kernels::read_one::<V>(a) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn cache_one(a: &mut CacheOne<'_, $elem>) {
+                // SAFETY: the caller has made sure of the instructions.
+                unsafe { vector_kernels::cache_one::<V>(a) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -206,6 +216,7 @@ macro_rules! entry_points {
                 exponential,
                 read_one,
                 weigh_one,
+                cache_one,
             };
         }
     };
@@ -214,31 +225,31 @@ macro_rules! entry_points {
 /// The values of the vector kernels are used as they are.
 unsafe fn nothing_to_prepare<T>(_rows: &[T], _tokens: usize, _padded: usize, _out: &mut [T]) {}
 
-entry_points!(portable_f32, f32, super::portable::F32x8);
-entry_points!(portable_f64, f64, super::portable::F64x4);
+entry_points!(portable_f32, f32, super::portable::F32x8, super::portable::F32x8);
+entry_points!(portable_f64, f64, super::portable::F64x4, super::portable::F64x4);
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx2_f32, f32, super::x86::F32x8<16>, "avx2,fma"
+    avx2_f32, f32, super::x86::F32x8<16>, super::x86::F32x8<16>, "avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx2_f64, f64, super::x86::F64x4<16>, "avx2,fma"
+    avx2_f64, f64, super::x86::F64x4<16>, super::x86::F64x4<16>, "avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f32, f32, super::x86::F32x16, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f32, f32, super::x86::F32x16, super::x86::F32x16, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f32_half, f32, super::x86::F32x8<32>, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f32_half, f32, super::x86::F32x8<32>, super::x86::F32x16, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f64, f64, super::x86::F64x8, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f64, f64, super::x86::F64x8, super::x86::F64x8, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f64_half, f64, super::x86::F64x4<32>, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f64_half, f64, super::x86::F64x4<32>, super::x86::F64x8, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 
 /// Whether half-width vectors waste fewer lanes on rows of `d_value`.

@@ -60,6 +60,10 @@ macro_rules! portable {
                 $name(<$wide>::from(a))
             }
             #[inline(always)]
+            unsafe fn sum(self) -> $elem {
+                self.0.reduce_add()
+            }
+            #[inline(always)]
             unsafe fn round(self) -> Self {
                 $name(<$wide>::from(self.0.to_array().map(|x| x.round_ties_even())))
             }

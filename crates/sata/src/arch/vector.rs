@@ -27,26 +27,12 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// The larger of two numbers, lane by lane.
     unsafe fn max(self, other: Self) -> Self;
+    /// The sum of the lanes.
+    unsafe fn sum(self) -> Self::Elem;
     /// To the nearest integer.
     unsafe fn round(self) -> Self;
     /// self · 2^n for integral n; 0 where that underflows.
     unsafe fn scale2(self, n: Self) -> Self;
-}
-
-/// The sum of the lanes.
-#[inline(always)]
-pub(crate) unsafe fn sum<V: Vector>(v: V) -> V::Elem {
-    let mut lanes = [<V::Elem as crate::Real>::ZERO; 16];
-    // SAFETY: LANES ≤ 16.
-    unsafe { v.store(lanes.as_mut_ptr()) };
-    let mut width = V::LANES;
-    while width > 1 {
-        width /= 2;
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-    }
-    lanes[0]
 }
 
 /// e^x for x ≤ 0 and moderately above, to about two units in the last place.

@@ -82,6 +82,15 @@ impl<const R: usize> Vector for F32x8<R> {
         _mm256_mul_ps, _mm256_fmadd_ps, _mm256_max_ps
     );
     #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let x = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: the trait's contract.
         Self(unsafe { _mm256_round_ps::<NEAREST>(self.0) })
@@ -108,6 +117,14 @@ impl<const R: usize> Vector for F64x4<R> {
         f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd,
         _mm256_mul_pd, _mm256_fmadd_pd, _mm256_max_pd
     );
+    #[inline(always)]
+    unsafe fn sum(self) -> f64 {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let x = _mm_add_pd(_mm256_castpd256_pd128(self.0), _mm256_extractf128_pd::<1>(self.0));
+            _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)))
+        }
+    }
     #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: the trait's contract.
@@ -139,6 +156,11 @@ impl Vector for F32x16 {
         _mm512_mul_ps, _mm512_fmadd_ps, _mm512_max_ps
     );
     #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: the trait's contract.
         Self(unsafe { _mm512_roundscale_ps::<NEAREST>(self.0) })
@@ -156,6 +178,11 @@ impl Vector for F64x8 {
         f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_sub_pd,
         _mm512_mul_pd, _mm512_fmadd_pd, _mm512_max_pd
     );
+    #[inline(always)]
+    unsafe fn sum(self) -> f64 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_reduce_add_pd(self.0) }
+    }
     #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: the trait's contract.

@@ -7,6 +7,8 @@ mod step;
 mod stream;
 
 pub use call::Call;
+pub(crate) use call::Shape;
+pub(crate) use direct::{Weight, Weighing};
 
 use crate::plan::{Form, Sizes};
 use crate::view::Rows;
@@ -69,7 +71,9 @@ impl Plan {
             }
             Some(state) => stream::stream(self, &pieces, &rows, sizes, causal, state)?,
             None => match self.choose::<E>(sizes).form {
-                Form::Direct => direct::direct(self, &pieces, &rows, shape, causal),
+                Form::Direct => {
+                    direct::Weighing::of::<E>(self, causal).run(&pieces, &rows, shape)
+                }
                 Form::State => {
                     let mut state = State::new(self, pieces.len(), shape.kv_heads)?;
                     stream::stream(self, &pieces, &rows, Sizes { state: false, ..sizes }, causal, &mut state)?

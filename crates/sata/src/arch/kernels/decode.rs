@@ -2,7 +2,7 @@
 
 use super::{DECODE_SCRATCH, PANEL, ReadOne, WeighOne};
 use crate::Real;
-use crate::arch::vector::{Vector, sum};
+use crate::arch::vector::Vector;
 
 /// `num += Σ_r w[r] · rows[r]` for rows of `columns` (at least one) elements.
 ///
@@ -145,7 +145,7 @@ pub(in crate::arch) unsafe fn read_one<V: Vector>(a: &mut ReadOne<'_, V::Elem>) 
                 total = w.mul_add(z, total);
                 at += V::LANES;
             }
-            *a.den += sum(total);
+            *a.den += total.sum();
             add_rows::<V>(
                 features.as_ptr(),
                 a.sums.as_ptr().add(tile.start * a.d_value),
@@ -192,7 +192,7 @@ pub(in crate::arch) unsafe fn weigh_one<V: Vector>(a: &mut WeighOne<'_, V::Elem>
                 total = total.add(w);
                 at += V::LANES;
             }
-            *a.den += sum(total);
+            *a.den += total.sum();
             add_rows::<V>(
                 weights.as_ptr(),
                 a.values.as_ptr().add(s * a.d_value),

@@ -6,7 +6,7 @@ use crate::Real;
 use crate::arch::vector::{Vector, exp};
 use crate::basis::TILE;
 
-fn check<V: Vector>(a: &Direct<'_, V::Elem>) {
+fn check<T: Real>(a: &Direct<'_, T>) {
     let (nq, nk) = (a.queries.count, a.keys.count);
     assert!(nq <= PANEL && nq.is_multiple_of(TOKENS) && nk <= TILE && nk.is_multiple_of(TOKENS));
     assert!(a.queries.x.len() >= (a.d_key - 1) * a.queries.ld + nq);
@@ -96,33 +96,38 @@ unsafe fn mix<V: Vector>(a: &mut Direct<'_, V::Elem>) {
 /// See [`Direct`]: weights Σ_p a_p x^p.
 ///
 /// # Safety
-/// The machine has V's instructions.
+/// The machine has the instructions of V, in which values are mixed, and of G, in which weights
+/// are made.
 #[inline(always)]
-pub(in crate::arch) unsafe fn polynomial<V: Vector>(a: &mut Direct<'_, V::Elem>) {
-    check::<V>(a);
+pub(in crate::arch) unsafe fn polynomial<V, G>(a: &mut Direct<'_, V::Elem>)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
+    check(a);
     let (nq, nk) = (a.queries.count, a.keys.count);
     let Some((&top, rest)) = a.coefficients.split_last() else { return };
     // SAFETY: lengths were checked just now; the panel is TILE × PANEL.
     unsafe {
-        logits::<V>(a);
+        logits::<G>(a);
         let panel = a.scratch.panel.as_mut_ptr();
         let weights = a.keys.x.as_ptr().add(a.d_key * a.keys.ld);
         for s in 0..nk {
-            let weight = V::splat(*weights.add(s));
+            let weight = G::splat(*weights.add(s));
             let row = panel.add(s * PANEL);
             let mut t = 0;
             while t < nq {
-                let x = V::load(row.add(t));
-                let mut w = V::splat(top);
+                let x = G::load(row.add(t));
+                let mut w = G::splat(top);
                 for &c in rest.iter().rev() {
-                    w = w.mul_add(x, V::splat(c));
+                    w = w.mul_add(x, G::splat(c));
                 }
                 w.mul(weight).store(row.add(t));
-                t += V::LANES;
+                t += G::LANES;
             }
         }
         mask(&mut a.scratch.panel, a.diagonal, nq, nk, Real::from_f64(0.0));
-        add_to_denominators::<V>(a);
+        add_to_denominators::<G>(a);
         mix::<V>(a);
     }
 }
@@ -130,38 +135,43 @@ pub(in crate::arch) unsafe fn polynomial<V: Vector>(a: &mut Direct<'_, V::Elem>)
 /// See [`Direct`]: weights exp(x − max), with what was summed before rescaled to the new maximum.
 ///
 /// # Safety
-/// The machine has V's instructions.
+/// The machine has the instructions of V, in which values are mixed, and of G, in which weights
+/// are made.
 #[inline(always)]
-pub(in crate::arch) unsafe fn exponential<V: Vector>(a: &mut Direct<'_, V::Elem>) {
-    check::<V>(a);
+pub(in crate::arch) unsafe fn exponential<V, G>(a: &mut Direct<'_, V::Elem>)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
+    check(a);
     let (nq, nk) = (a.queries.count, a.keys.count);
-    let lowest = V::Elem::from_f64(if size_of::<V::Elem>() == 8 { f64::MIN } else { f64::from(f32::MIN) });
+    let lowest = V::Elem::LOWEST;
     // SAFETY: lengths were checked just now; the panel is TILE × PANEL.
     unsafe {
-        logits::<V>(a);
+        logits::<G>(a);
         hide(a, lowest);
         let panel = a.scratch.panel.as_mut_ptr();
         let mut rescale = [V::Elem::ONE; PANEL];
         let mut t = 0;
         while t < nq {
-            let before = V::load(a.max.as_ptr().add(t));
+            let before = G::load(a.max.as_ptr().add(t));
             let mut top = before;
             for s in 0..nk {
-                top = top.max(V::load(panel.add(s * PANEL + t)));
+                top = top.max(G::load(panel.add(s * PANEL + t)));
             }
             top.store(a.max.as_mut_ptr().add(t));
             let shrink = exp(before.sub(top));
             shrink.store(rescale.as_mut_ptr().add(t));
-            V::load(a.den.as_ptr().add(t)).mul(shrink).store(a.den.as_mut_ptr().add(t));
+            G::load(a.den.as_ptr().add(t)).mul(shrink).store(a.den.as_mut_ptr().add(t));
             for s in 0..nk {
                 let at = panel.add(s * PANEL + t);
-                exp(V::load(at).sub(top)).store(at);
+                exp(G::load(at).sub(top)).store(at);
             }
-            t += V::LANES;
+            t += G::LANES;
         }
         // A query that has seen no key yet gave weight to hidden ones: take it away.
         hide(a, V::Elem::ZERO);
-        add_to_denominators::<V>(a);
+        add_to_denominators::<G>(a);
         for (t, &shrink) in rescale[..nq].iter().enumerate() {
             if shrink != V::Elem::ONE {
                 let by = V::splat(shrink);

@@ -40,6 +40,12 @@ pub(super) trait Emit<V: Vector> {
     /// # Safety
     /// As for [`each_feature`].
     unsafe fn emit<const W: usize>(&mut self, f: usize, at: usize, row: [V; W]);
+
+    /// The tokens `at .. at + W·LANES` have had all their features.
+    ///
+    /// # Safety
+    /// As for [`each_feature`].
+    unsafe fn end<const W: usize>(&mut self, at: usize);
 }
 
 #[inline(always)]
@@ -71,6 +77,7 @@ unsafe fn group<V: Vector, const W: usize>(
         let width = match tile.order {
             0 => {
                 emit.emit(0, at, root);
+                emit.end::<W>(at);
                 return;
             }
             p => p - 1,
@@ -105,5 +112,6 @@ unsafe fn group<V: Vector, const W: usize>(
             }
             indices = indices.add(width);
         }
+        emit.end::<W>(at);
     }
 }

@@ -6,6 +6,7 @@
 //! dimension `ld` and one more row, the token's weight, by which all its features are multiplied
 //! (1, or 0 for a masked key). Token counts are padded to multiples of [`TOKENS`] with weight 0.
 
+mod cache;
 mod decode;
 mod direct;
 mod features;
@@ -15,6 +16,7 @@ mod sums;
 /// The kernels over any [`Vector`](super::vector::Vector).
 pub(super) mod vector_kernels {
     pub(in crate::arch) use super::decode::{read_one, weigh_one};
+    pub(in crate::arch) use super::cache::cache_one;
     pub(in crate::arch) use super::direct::{exponential, polynomial};
     pub(in crate::arch) use super::sums::{absorb, fold, pack, read};
 }
@@ -191,4 +193,19 @@ pub(crate) struct WeighOne<'a, T> {
     pub den: &'a mut T,
     /// [`DECODE_SCRATCH`] elements and one per order.
     pub scratch: &'a mut [T],
+}
+
+/// One query weighs a stretch of a KV cache by exp, with a running maximum.
+pub(crate) struct CacheOne<'a, T> {
+    /// `[d_key]`, scaled.
+    pub query: &'a [T],
+    /// `[count][d_key]`.
+    pub keys: &'a [T],
+    /// `[count][d_value]`.
+    pub values: &'a [T],
+    /// `[d_value]` and up to a whole vector.
+    pub num: &'a mut [T],
+    pub d_value: usize,
+    pub den: &'a mut T,
+    pub max: &'a mut T,
 }

@@ -3,7 +3,7 @@
 use super::features::{Emit, each_feature};
 use super::gemm::{Left, gemm};
 use super::{Absorb, Far, PANEL, Packed, Read, TOKENS};
-use crate::arch::vector::{Vector, sum};
+use crate::arch::vector::Vector;
 use crate::basis::TILE;
 
 /// Stores features as panel rows and adds them, times z, to the denominators.
@@ -11,30 +11,46 @@ struct Reading<V: Vector> {
     panel: *mut V::Elem,
     z: *const V::Elem,
     den: *mut V::Elem,
+    /// Denominators of the tokens at hand, one register a vector.
+    total: [V; 4],
 }
 
 impl<V: Vector> Emit<V> for Reading<V> {
     #[inline(always)]
     unsafe fn emit<const W: usize>(&mut self, f: usize, at: usize, row: [V; W]) {
-        // SAFETY: f < TILE, at + W·LANES ≤ PANEL, and den covers the panel's tokens.
+        // SAFETY: f < TILE and at + W·LANES ≤ PANEL.
         unsafe {
             let z = V::splat(*self.z.add(f));
-            for (w, row) in row.iter().enumerate() {
-                let t = at + w * V::LANES;
-                row.store(self.panel.add(f * PANEL + t));
-                let den = self.den.add(t);
-                row.mul_add(z, V::load(den)).store(den);
+            for w in 0..W {
+                row[w].store(self.panel.add(f * PANEL + at + w * V::LANES));
+                self.total[w] = row[w].mul_add(z, self.total[w]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end<const W: usize>(&mut self, at: usize) {
+        // SAFETY: den covers the panel's tokens.
+        unsafe {
+            for w in 0..W {
+                let den = self.den.add(at + w * V::LANES);
+                V::load(den).add(self.total[w]).store(den);
+                self.total[w] = V::splat(crate::Real::from_f64(0.0));
             }
         }
     }
 }
 
-/// See [`Read`].
+/// See [`Read`]. Products are made in vectors V, which fit d_value, features in vectors G.
 ///
 /// # Safety
-/// The machine has V's instructions.
+/// The machine has the instructions of both.
 #[inline(always)]
-pub(in crate::arch) unsafe fn read<V: Vector>(a: &mut Read<'_, V::Elem>) {
+pub(in crate::arch) unsafe fn read<V, G>(a: &mut Read<'_, V::Elem>)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
     let Packed { sums, z } = a.packed;
     let count = a.tokens.count;
     assert!(count <= PANEL && count.is_multiple_of(TOKENS) && a.tile.len <= TILE);
@@ -45,17 +61,14 @@ pub(in crate::arch) unsafe fn read<V: Vector>(a: &mut Read<'_, V::Elem>) {
     let panel = a.scratch.panel.as_mut_ptr();
     // SAFETY: the lengths were checked just now; the panel is TILE × PANEL.
     unsafe {
-        let mut den = [<V::Elem as crate::Real>::ZERO; PANEL];
-        each_feature::<V>(
+        let total = [G::splat(crate::Real::from_f64(0.0)); 4];
+        each_feature::<G>(
             a.basis,
             a.tile,
             a.tokens,
             a.scratch.stack.as_mut_ptr(),
-            Reading { panel, z: z.as_ptr(), den: den.as_mut_ptr() },
+            Reading { panel, z: z.as_ptr(), den: a.den.as_mut_ptr(), total },
         );
-        for (total, part) in a.den.iter_mut().zip(&den[..count]) {
-            *total += *part;
-        }
         gemm::<V>(
             count,
             a.tile.len,
@@ -89,14 +102,21 @@ impl<V: Vector> Emit<V> for Absorbing<V> {
             total.store(z);
         }
     }
+
+    #[inline(always)]
+    unsafe fn end<const W: usize>(&mut self, _at: usize) {}
 }
 
-/// See [`Absorb`].
+/// See [`Absorb`]. Products are made in vectors V, which fit d_value, features in vectors G.
 ///
 /// # Safety
-/// The machine has V's instructions.
+/// The machine has the instructions of both.
 #[inline(always)]
-pub(in crate::arch) unsafe fn absorb<V: Vector>(a: &mut Absorb<'_, V::Elem>) {
+pub(in crate::arch) unsafe fn absorb<V, G>(a: &mut Absorb<'_, V::Elem>)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
     let count = a.tokens.count;
     let rows = a.tile.len.next_multiple_of(8);
     assert!(count <= PANEL && count.is_multiple_of(TOKENS) && a.tile.len <= TILE);
@@ -108,7 +128,7 @@ pub(in crate::arch) unsafe fn absorb<V: Vector>(a: &mut Absorb<'_, V::Elem>) {
     let panel = a.scratch.panel.as_mut_ptr();
     // SAFETY: the lengths were checked just now; the panel is TILE × PANEL.
     unsafe {
-        each_feature::<V>(
+        each_feature::<G>(
             a.basis,
             a.tile,
             a.tokens,
@@ -148,9 +168,11 @@ pub(in crate::arch) unsafe fn pack<V: Vector>(
     assert!(out.len() >= len * padded && out_z.len() >= len);
     // Rows are loaded in whole vectors; those that would reach beyond the slice go one by one.
     let whole = if len * d_value < padded { 0 } else { (len * d_value - padded) / d_value + 1 };
+    for ((out, &z), &m) in out_z.iter_mut().zip(z).zip(multiplicities) {
+        *out = z * (m * coefficient);
+    }
     for f in whole.min(len)..len {
         let weight = multiplicities[f] * coefficient;
-        out_z[f] = z[f] * weight;
         let row = &mut out[f * padded..(f + 1) * padded];
         row.fill(crate::Real::from_f64(0.0));
         for (to, &from) in row.iter_mut().zip(&sums[f * d_value..(f + 1) * d_value]) {
@@ -159,7 +181,6 @@ pub(in crate::arch) unsafe fn pack<V: Vector>(
     }
     for f in 0..whole.min(len) {
         let weight = multiplicities[f] * coefficient;
-        out_z[f] = z[f] * weight;
         // SAFETY: the lengths were checked just now.
         unsafe {
             let weight = V::splat(weight);
@@ -178,49 +199,66 @@ pub(in crate::arch) unsafe fn pack<V: Vector>(
 /// TwoSum, so that it holds whichever of the two is larger).
 ///
 /// # Safety
-/// The machine has V's instructions.
+/// The machine has the instructions of V and G.
 #[inline(always)]
-pub(in crate::arch) unsafe fn fold<V: Vector>(
+pub(in crate::arch) unsafe fn fold<V, G>(
     sums: &[V::Elem],
     z: &[V::Elem],
     len: usize,
     d_value: usize,
     far: &mut Far<'_, V::Elem>,
-) {
+) where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
     let padded = d_value.next_multiple_of(V::LANES);
     let compensated = <V::Elem as crate::Real>::COMPENSATED;
-    assert!(sums.len() >= len * padded && z.len() >= len * TOKENS);
+    assert!(len <= TILE && sums.len() >= len * padded && z.len() >= len * TOKENS);
     assert!(far.sums.len() >= len * d_value && far.z.len() >= len);
     assert!(!compensated || (far.sums_low.len() >= len * d_value && far.z_low.len() >= len));
-    let whole = d_value - d_value % V::LANES;
-    for f in 0..len {
-        // SAFETY: the lengths were checked just now.
-        unsafe {
-            let from = sums.as_ptr().add(f * padded);
-            let to = far.sums.as_mut_ptr().add(f * d_value);
-            let mut at = 0;
-            while at < whole {
-                if compensated {
-                    let low = far.sums_low.as_mut_ptr().add(f * d_value + at);
-                    let (t, e) = two_sum(
-                        V::load(to.add(at)),
-                        V::load(from.add(at)).add(V::load(low)),
-                    );
-                    t.store(to.add(at));
-                    e.store(low);
-                } else {
-                    V::load(to.add(at)).add(V::load(from.add(at))).store(to.add(at));
-                }
-                at += V::LANES;
+    // SAFETY: the lengths were checked just now, and z has TOKENS ≥ LANES elements per feature.
+    unsafe {
+        if padded == d_value {
+            add_all::<V>(&sums[..len * d_value], far.sums, far.sums_low);
+        } else {
+            for f in 0..len {
+                let row = f * d_value..(f + 1) * d_value;
+                let low = if compensated { &mut far.sums_low[row.clone()] } else { &mut [][..] };
+                add_all::<V>(&sums[f * padded..][..d_value], &mut far.sums[row], low);
             }
         }
-        for i in whole..d_value {
-            let low = if compensated { Some(&mut far.sums_low[f * d_value + i]) } else { None };
-            add_one(&mut far.sums[f * d_value + i], low, sums[f * padded + i]);
+        let mut totals = [<V::Elem as crate::Real>::ZERO; TILE];
+        for (f, total) in totals[..len].iter_mut().enumerate() {
+            *total = G::load(z.as_ptr().add(f * TOKENS)).sum();
         }
-        // SAFETY: TOKENS ≥ LANES elements per feature were checked just now.
-        let total = unsafe { sum(V::load(z.as_ptr().add(f * TOKENS))) };
-        add_one(&mut far.z[f], if compensated { Some(&mut far.z_low[f]) } else { None }, total);
+        add_all::<V>(&totals[..len], far.z, far.z_low);
+    }
+}
+
+/// to += from, element by element, with what rounding takes kept in `low` where there is one.
+#[inline(always)]
+unsafe fn add_all<V: Vector>(from: &[V::Elem], to: &mut [V::Elem], low: &mut [V::Elem]) {
+    let compensated = <V::Elem as crate::Real>::COMPENSATED;
+    let n = from.len();
+    let whole = n - n % V::LANES;
+    let mut at = 0;
+    // SAFETY: forwarded; `at` stays below the shortest length, in whole vectors.
+    unsafe {
+        let (from, to, low) = (from.as_ptr(), to.as_mut_ptr(), low.as_mut_ptr());
+        while at < whole {
+            let (x, sum) = (V::load(from.add(at)), V::load(to.add(at)));
+            if compensated {
+                let (t, e) = two_sum(sum, x.add(V::load(low.add(at))));
+                t.store(to.add(at));
+                e.store(low.add(at));
+            } else {
+                sum.add(x).store(to.add(at));
+            }
+            at += V::LANES;
+        }
+    }
+    for i in whole..n {
+        add_one(&mut to[i], if compensated { Some(&mut low[i]) } else { None }, from[i]);
     }
 }
 

@@ -1,0 +1,65 @@
+//! AMX: features made on the vector units in f32, rounded once to bf16, multiplied by the tile
+//! unit with sums in f32.
+//!
+//! The logic is the same for every implementor of [`tiles::Tiles`]: the machine's own, by `asm!`,
+//! and an emulation that lets it be tested where there is AVX-512 but no AMX.
+
+mod absorb;
+mod features;
+mod read;
+mod tiles;
+mod vectors;
+
+use super::avx512_f32;
+use super::kernels::{Absorb, Read};
+use super::{Kernels, Level};
+use read::Reading;
+use tiles::Amx;
+use vectors::LANES;
+
+/// Whether this machine has what the kernels need.
+pub(super) fn is_available() -> bool {
+    Level::Avx512.is_available() && tiles::available()
+}
+
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+unsafe fn read(a: &mut Read<'_, f32>) {
+    let mut reading = Reading {
+        basis: a.basis,
+        tiles: std::slice::from_ref(a.tile),
+        tokens: a.tokens,
+        packed: a.packed.sums,
+        padded: a.padded,
+        num: a.num,
+        den: a.den,
+        scratch: a.scratch,
+    };
+    // SAFETY: the caller has made sure of the instructions.
+    unsafe { read::read(&mut Amx, &mut reading) }
+}
+
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+unsafe fn absorb(a: &mut Absorb<'_, f32>) {
+    // SAFETY: the caller has made sure of the instructions.
+    unsafe { absorb::absorb(&mut Amx, a) }
+}
+
+/// What takes no tiles is done as with AVX-512.
+pub(super) static KERNELS: Kernels<f32> = Kernels {
+    name: "amx_bf16",
+    lanes: LANES,
+    packed_len: read::packed_len,
+    prepared_len: absorb::prepared_len,
+    read,
+    absorb,
+    pack: read::pack,
+    prepare: absorb::prepare,
+    fold: avx512_f32::KERNELS.fold,
+    polynomial: avx512_f32::KERNELS.polynomial,
+    exponential: avx512_f32::KERNELS.exponential,
+    read_one: avx512_f32::KERNELS.read_one,
+    weigh_one: avx512_f32::KERNELS.weigh_one,
+};
+
+#[cfg(test)]
+mod tests;
