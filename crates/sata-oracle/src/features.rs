@@ -8,10 +8,7 @@ pub fn binomial(n: u128, r: u128) -> u128 {
     let mut value = 1u128;
     for i in 1..=r {
         // value = C(n-r+i-1, i-1) here, so the division leaves no remainder.
-        value = value
-            .checked_mul(n - r + i)
-            .expect("a binomial coefficient exceeds u128")
-            / i;
+        value = value.checked_mul(n - r + i).expect("a binomial coefficient exceeds u128") / i;
     }
     value
 }
@@ -51,9 +48,8 @@ pub fn multiplicity(row: &[usize]) -> u128 {
             n += 1;
         }
         j += n;
-        value = value
-            .checked_mul(binomial(j as u128, n as u128))
-            .expect("a multiplicity exceeds u128");
+        value =
+            value.checked_mul(binomial(j as u128, n as u128)).expect("a multiplicity exceeds u128");
     }
     value
 }

@@ -35,11 +35,7 @@ pub fn attention_gradients(problem: &Problem, dy: &[f64]) -> Gradients {
     problem.check();
     let shape = problem.shape;
     let y_len = shape.query_heads * shape.queries * shape.d_value;
-    assert!(
-        dy.len() == y_len,
-        "dy has {} elements, its sizes say {y_len}",
-        dy.len()
-    );
+    assert!(dy.len() == y_len, "dy has {} elements, its sizes say {y_len}", dy.len());
     let mut gradients = Gradients {
         q: vec![0.0; problem.q.len()],
         k: vec![0.0; problem.k.len()],
@@ -50,13 +46,7 @@ pub fn attention_gradients(problem: &Problem, dy: &[f64]) -> Gradients {
     for head in 0..shape.query_heads {
         for query in 0..shape.queries {
             let first = (head * shape.queries + query) * shape.d_value;
-            add_query(
-                problem,
-                head,
-                query,
-                &dy[first..first + shape.d_value],
-                &mut gradients,
-            );
+            add_query(problem, head, query, &dy[first..first + shape.d_value], &mut gradients);
         }
     }
     gradients
@@ -67,11 +57,7 @@ fn add_query(problem: &Problem, head: usize, query: usize, dy: &[f64], gradients
     let kv_head = problem.kv_head(head);
     let row = Row::new(problem, head, query);
     let denominator = row.denominator();
-    let y: Vec<f64> = row
-        .numerator(problem, kv_head)
-        .iter()
-        .map(|n| n / denominator)
-        .collect();
+    let y: Vec<f64> = row.numerator(problem, kv_head).iter().map(|n| n / denominator).collect();
 
     // c_s, and the values' share. Weights and D both lack the factor exp(shift), which cancels in c_s dw_s.
     let mut c = vec![];

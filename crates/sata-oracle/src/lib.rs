@@ -41,10 +41,7 @@
 //! * "Float16 resolution" at P = 4 is an *absolute* error on outputs that are themselves near zero. At unit
 //!   logits the relative error is 15 to 20 %: compare [`attention`] with [`softmax_attention`].
 #![forbid(unsafe_code)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "the loops carry the indices of the formulas"
-)]
+#![allow(clippy::needless_range_loop, reason = "the loops carry the indices of the formulas")]
 
 mod attention;
 pub mod features;

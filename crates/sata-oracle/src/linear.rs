@@ -41,10 +41,7 @@ struct Order {
 /// `Fixed`, `Power`): the rest has no such recurrence.
 pub fn linear_attention(problem: &Problem) -> LinearOutput {
     problem.check();
-    assert!(
-        problem.causal,
-        "causal is false: the recurrences of A2 are causal"
-    );
+    assert!(problem.causal, "causal is false: the recurrences of A2 are causal");
     assert!(
         problem.near == Near::None && problem.sinks == 0,
         "near is {:?} and sinks is {}: the recurrences of A2 have no near part",
@@ -52,10 +49,7 @@ pub fn linear_attention(problem: &Problem) -> LinearOutput {
         problem.sinks
     );
     let Some(coefficients) = problem.series.coefficients(problem.terms) else {
-        panic!(
-            "series is {:?}: A2 has one set of coefficients for all queries",
-            problem.series
-        );
+        panic!("series is {:?}: A2 has one set of coefficients for all queries", problem.series);
     };
 
     let mut output = LinearOutput::default();
@@ -65,11 +59,7 @@ pub fn linear_attention(problem: &Problem) -> LinearOutput {
         for token in 0..problem.offset + problem.shape.queries {
             forget(&mut orders, problem.log_step(kv_head, token).exp());
             if problem.key_mask.is_none_or(|mask| mask[token]) {
-                add(
-                    &mut orders,
-                    problem.key(kv_head, token),
-                    problem.value(kv_head, token),
-                );
+                add(&mut orders, problem.key(kv_head, token), problem.value(kv_head, token));
             }
             if token >= problem.offset {
                 let (numerator, denominator) =

@@ -100,14 +100,7 @@ impl<'a> Problem<'a> {
 
     /// Panics, naming the argument and the sizes, unless the problem is well formed and finite.
     pub fn check(&self) {
-        let Shape {
-            query_heads,
-            kv_heads,
-            queries,
-            keys,
-            d_key,
-            d_value,
-        } = self.shape;
+        let Shape { query_heads, kv_heads, queries, keys, d_key, d_value } = self.shape;
         for (name, size) in [
             ("query_heads", query_heads),
             ("kv_heads", kv_heads),
@@ -126,17 +119,9 @@ impl<'a> Problem<'a> {
         check_array("q", self.q, query_heads * queries * d_key);
         check_array("k", self.k, kv_heads * keys * d_key);
         check_array("v", self.v, kv_heads * keys * d_value);
-        assert!(
-            self.scale.is_finite(),
-            "scale is {}: it must be finite",
-            self.scale
-        );
+        assert!(self.scale.is_finite(), "scale is {}: it must be finite", self.scale);
         if let Some(mask) = self.key_mask {
-            assert!(
-                mask.len() == keys,
-                "key_mask has {} elements, keys is {keys}",
-                mask.len()
-            );
+            assert!(mask.len() == keys, "key_mask has {} elements, keys is {keys}", mask.len());
         }
         match &self.decay {
             Decay::None => {}
@@ -171,11 +156,7 @@ impl<'a> Problem<'a> {
 
     /// The query vector, `[d_key]`.
     pub fn query(&self, query_head: usize, query: usize) -> &'a [f64] {
-        vector(
-            self.q,
-            query_head * self.shape.queries + query,
-            self.shape.d_key,
-        )
+        vector(self.q, query_head * self.shape.queries + query, self.shape.d_key)
     }
 
     /// The key vector, `[d_key]`.
@@ -201,11 +182,7 @@ impl<'a> Problem<'a> {
 
     /// The absolute position t of a query.
     pub fn position(&self, query: usize) -> usize {
-        if self.causal {
-            self.offset + query
-        } else {
-            self.shape.keys - 1
-        }
+        if self.causal { self.offset + query } else { self.shape.keys - 1 }
     }
 
     /// Whether a query sees a key.
@@ -268,15 +245,8 @@ fn vector(data: &[f64], row: usize, width: usize) -> &[f64] {
 }
 
 fn check_array(name: &str, data: &[f64], expected: usize) {
-    assert!(
-        data.len() == expected,
-        "{name} has {} elements, its sizes say {expected}",
-        data.len()
-    );
+    assert!(data.len() == expected, "{name} has {} elements, its sizes say {expected}", data.len());
     for (i, x) in data.iter().enumerate() {
-        assert!(
-            x.is_finite(),
-            "{name} is {x} at element {i}: it must be finite"
-        );
+        assert!(x.is_finite(), "{name} is {x} at element {i}: it must be finite");
     }
 }

@@ -49,11 +49,8 @@ impl Row {
         }
 
         let far_logits: Vec<f64> = seen.iter().filter(|s| !s.near).map(|s| s.logit).collect();
-        let far_log_decays: Vec<f64> = seen
-            .iter()
-            .filter(|s| !s.near)
-            .map(|s| s.log_decay)
-            .collect();
+        let far_log_decays: Vec<f64> =
+            seen.iter().filter(|s| !s.near).map(|s| s.log_decay).collect();
         let far = if far_logits.is_empty() {
             None
         } else {
@@ -78,17 +75,8 @@ impl Row {
             }
         }
         let shift = exponents.iter().copied().reduce(f64::max).unwrap_or(0.0);
-        let weights = exponents
-            .iter()
-            .zip(&factors)
-            .map(|(e, f)| (e - shift).exp() * f)
-            .collect();
-        Row {
-            seen,
-            far,
-            shift,
-            weights,
-        }
+        let weights = exponents.iter().zip(&factors).map(|(e, f)| (e - shift).exp() * f).collect();
+        Row { seen, far, shift, weights }
     }
 
     pub fn moments(&self) -> Option<FarMoments> {

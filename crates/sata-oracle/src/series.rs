@@ -28,10 +28,7 @@ pub enum Series {
 impl Series {
     /// κ = x^exponent + 10⁻³.
     pub fn power(exponent: usize) -> Self {
-        Series::Power {
-            exponent,
-            floor: 1e-3,
-        }
+        Series::Power { exponent, floor: 1e-3 }
     }
 
     /// `Hermite` with τ = 0.9 σ.
@@ -70,10 +67,7 @@ impl Series {
                     *exponent >= 2 && exponent % 2 == 0,
                     "Power has exponent {exponent}: it must be even and at least 2"
                 );
-                assert!(
-                    floor.is_finite(),
-                    "Power has floor {floor}: it must be finite"
-                );
+                assert!(floor.is_finite(), "Power has floor {floor}: it must be finite");
             }
             Series::Gauss => {
                 assert!(

@@ -51,10 +51,7 @@ fn multiplicities_count_the_full_tensor() {
         }
     }
     assert_eq!(multiplicity(&[5; 40]), 1);
-    assert_eq!(
-        multiplicity(&(0..30).collect::<Vec<_>>()),
-        (1..=30_u128).product()
-    );
+    assert_eq!(multiplicity(&(0..30).collect::<Vec<_>>()), (1..=30_u128).product());
 }
 
 #[test]
@@ -65,19 +62,13 @@ fn weighted_inner_product_is_the_power_of_the_dot_product() {
             let q = normals(&mut rng, d);
             let k = normals(&mut rng, d);
             let rows = monomials(d, p);
-            let got = inner_product(
-                &features(&q, &rows),
-                &features(&k, &rows),
-                &multiplicities(&rows),
-            );
+            let got =
+                inner_product(&features(&q, &rows), &features(&k, &rows), &multiplicities(&rows));
             let dot: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
             // Rounding is relative to the sum of magnitudes.
             let magnitude: f64 = q.iter().zip(&k).map(|(q, k)| (q * k).abs()).sum();
             let error = (got - dot.powi(p as i32)).abs();
-            assert!(
-                error <= 1e-14 * magnitude.powi(p as i32),
-                "d {d}, p {p}: {error:e}"
-            );
+            assert!(error <= 1e-14 * magnitude.powi(p as i32), "d {d}, p {p}: {error:e}");
         }
     }
 }
@@ -85,14 +76,7 @@ fn weighted_inner_product_is_the_power_of_the_dot_product() {
 #[test]
 fn recurrences_equal_the_direct_form() {
     let mut rng = fresh_rng();
-    let shape = Shape {
-        query_heads: 4,
-        kv_heads: 2,
-        queries: 11,
-        keys: 13,
-        d_key: 3,
-        d_value: 5,
-    };
+    let shape = Shape { query_heads: 4, kv_heads: 2, queries: 11, keys: 13, d_key: 3, d_value: 5 };
     let data = Data::new(&mut rng, shape);
     let mask: Vec<bool> = (0..shape.keys).map(|s| s != 1 && s != 7).collect();
     for decay in random_decays(&mut rng, shape) {
@@ -122,17 +106,7 @@ fn recurrences_equal_the_direct_form() {
 fn recurrences_refuse_sinks() {
     let data = Data::new(
         &mut fresh_rng(),
-        Shape {
-            query_heads: 1,
-            kv_heads: 1,
-            queries: 2,
-            keys: 2,
-            d_key: 1,
-            d_value: 1,
-        },
+        Shape { query_heads: 1, kv_heads: 1, queries: 2, keys: 2, d_key: 1, d_value: 1 },
     );
-    linear_attention(&Problem {
-        sinks: 1,
-        ..data.problem()
-    });
+    linear_attention(&Problem { sinks: 1, ..data.problem() });
 }

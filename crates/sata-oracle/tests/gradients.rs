@@ -29,74 +29,35 @@ fn check(name: &str, problem: &Problem, dy: &[f64]) {
     const FLOOR: f64 = 1e-3;
     let tolerance = 1e-6;
     let loss = |problem: &Problem| -> f64 {
-        attention(problem)
-            .y
-            .iter()
-            .zip(dy)
-            .map(|(y, dy)| y * dy)
-            .sum()
+        attention(problem).y.iter().zip(dy).map(|(y, dy)| y * dy).sum()
     };
     let gradients = attention_gradients(problem, dy);
     let field = |field: &str| format!("{name}, by {field}");
 
-    let by_q = central_differences(problem.q, |q| {
-        loss(&Problem {
-            q,
-            ..problem.clone()
-        })
-    });
+    let by_q = central_differences(problem.q, |q| loss(&Problem { q, ..problem.clone() }));
     assert_close_above(FLOOR, &field("q"), &gradients.q, &by_q, tolerance);
-    let by_k = central_differences(problem.k, |k| {
-        loss(&Problem {
-            k,
-            ..problem.clone()
-        })
-    });
+    let by_k = central_differences(problem.k, |k| loss(&Problem { k, ..problem.clone() }));
     assert_close_above(FLOOR, &field("k"), &gradients.k, &by_k, tolerance);
-    let by_v = central_differences(problem.v, |v| {
-        loss(&Problem {
-            v,
-            ..problem.clone()
-        })
-    });
+    let by_v = central_differences(problem.v, |v| loss(&Problem { v, ..problem.clone() }));
     assert_close_above(FLOOR, &field("v"), &gradients.v, &by_v, tolerance);
 
-    let (mut by_slopes, mut by_log_gates) = (
-        vec![0.0; gradients.slopes.len()],
-        vec![0.0; gradients.log_gates.len()],
-    );
+    let (mut by_slopes, mut by_log_gates) =
+        (vec![0.0; gradients.slopes.len()], vec![0.0; gradients.log_gates.len()]);
     match &problem.decay {
         Decay::None => {}
         Decay::Slopes(slopes) => {
             by_slopes = central_differences(slopes, |m| {
-                loss(&Problem {
-                    decay: Decay::Slopes(m.to_vec()),
-                    ..problem.clone()
-                })
+                loss(&Problem { decay: Decay::Slopes(m.to_vec()), ..problem.clone() })
             });
         }
         Decay::LogGates(log_gates) => {
             by_log_gates = central_differences(log_gates, |f| {
-                loss(&Problem {
-                    decay: Decay::LogGates(f.to_vec()),
-                    ..problem.clone()
-                })
+                loss(&Problem { decay: Decay::LogGates(f.to_vec()), ..problem.clone() })
             });
         }
     }
-    assert_close_above(
-        FLOOR,
-        &field("slopes"),
-        &gradients.slopes,
-        &by_slopes,
-        tolerance,
-    );
-    assert_close(
-        &field("log gates"),
-        &gradients.log_gates,
-        &by_log_gates,
-        tolerance,
-    );
+    assert_close_above(FLOOR, &field("slopes"), &gradients.slopes, &by_slopes, tolerance);
+    assert_close(&field("log gates"), &gradients.log_gates, &by_log_gates, tolerance);
 }
 
 /// Every series with every decay.
@@ -113,27 +74,15 @@ fn check_all(rng: &mut StdRng, shape: Shape, change: impl for<'a> Fn(Problem<'a>
             };
             check(
                 &name,
-                &change(Problem {
-                    series,
-                    terms,
-                    scale,
-                    decay: decay.clone(),
-                    ..data.problem()
-                }),
+                &change(Problem { series, terms, scale, decay: decay.clone(), ..data.problem() }),
                 &dy,
             );
         }
     }
 }
 
-const SHAPE: Shape = Shape {
-    query_heads: 2,
-    kv_heads: 1,
-    queries: 6,
-    keys: 6,
-    d_key: 2,
-    d_value: 2,
-};
+const SHAPE: Shape =
+    Shape { query_heads: 2, kv_heads: 1, queries: 6, keys: 6, d_key: 2, d_value: 2 };
 
 #[test]
 fn causal() {
@@ -142,16 +91,8 @@ fn causal() {
 
 #[test]
 fn full() {
-    let shape = Shape {
-        query_heads: 4,
-        kv_heads: 2,
-        queries: 3,
-        ..SHAPE
-    };
-    check_all(&mut fresh_rng(), shape, |problem| Problem {
-        causal: false,
-        ..problem
-    });
+    let shape = Shape { query_heads: 4, kv_heads: 2, queries: 3, ..SHAPE };
+    check_all(&mut fresh_rng(), shape, |problem| Problem { causal: false, ..problem });
 }
 
 #[test]
@@ -166,11 +107,7 @@ fn near_blocks_and_sinks() {
 
 #[test]
 fn full_with_sinks() {
-    check_all(&mut fresh_rng(), SHAPE, |problem| Problem {
-        causal: false,
-        sinks: 2,
-        ..problem
-    });
+    check_all(&mut fresh_rng(), SHAPE, |problem| Problem { causal: false, sinks: 2, ..problem });
 }
 
 #[test]
@@ -187,10 +124,7 @@ fn masked() {
 
 #[test]
 fn later_queries() {
-    let shape = Shape {
-        queries: 4,
-        ..SHAPE
-    };
+    let shape = Shape { queries: 4, ..SHAPE };
     check_all(&mut fresh_rng(), shape, |problem| Problem {
         offset: 2,
         near: Near::Blocks(0),
@@ -203,29 +137,16 @@ fn later_queries() {
 fn everything_near_is_the_gradient_of_softmax() {
     // dx_s = p_s dy·(v_s − y), p the softmax.
     let mut rng = fresh_rng();
-    let shape = Shape {
-        query_heads: 1,
-        kv_heads: 1,
-        queries: 1,
-        keys: 7,
-        d_key: 3,
-        d_value: 2,
-    };
+    let shape = Shape { query_heads: 1, kv_heads: 1, queries: 1, keys: 7, d_key: 3, d_value: 2 };
     let data = Data::new(&mut rng, shape);
     let dy = normals(&mut rng, shape.d_value);
-    let problem = Problem {
-        causal: false,
-        sinks: 7,
-        ..data.problem()
-    };
+    let problem = Problem { causal: false, sinks: 7, ..data.problem() };
     let total: f64 = (0..7).map(|s| problem.logit(0, 0, s).exp()).sum();
     let y = attention(&problem).y;
     let mut by_q = vec![0.0; shape.d_key];
     for s in 0..7 {
         let p = problem.logit(0, 0, s).exp() / total;
-        let dx: f64 = (0..shape.d_value)
-            .map(|e| p * dy[e] * (problem.value(0, s)[e] - y[e]))
-            .sum();
+        let dx: f64 = (0..shape.d_value).map(|e| p * dy[e] * (problem.value(0, s)[e] - y[e])).sum();
         for (by_q, k) in by_q.iter_mut().zip(problem.key(0, s)) {
             *by_q += problem.scale * dx * k;
         }
@@ -238,11 +159,7 @@ fn large_logits_have_finite_gradients() {
     let mut rng = fresh_rng();
     let data = Data::new(&mut rng, SHAPE);
     let dy = normals(&mut rng, SHAPE.query_heads * SHAPE.queries * SHAPE.d_value);
-    for (series, terms) in [
-        (Series::Gauss, 4),
-        (Series::hermite(), 3),
-        (Series::Taylor, 5),
-    ] {
+    for (series, terms) in [(Series::Gauss, 4), (Series::hermite(), 3), (Series::Taylor, 5)] {
         let problem = Problem {
             scale: 400.0,
             series,
@@ -253,10 +170,7 @@ fn large_logits_have_finite_gradients() {
         };
         let gradients = attention_gradients(&problem, &dy);
         assert!(
-            [&gradients.q, &gradients.k, &gradients.v]
-                .into_iter()
-                .flatten()
-                .all(|x| x.is_finite())
+            [&gradients.q, &gradients.k, &gradients.v].into_iter().flatten().all(|x| x.is_finite())
         );
     }
 }

@@ -21,12 +21,7 @@ fn kappa(gauss: &Gauss, x: f64) -> f64 {
 #[test]
 fn divided_differences_of_the_exponential() {
     // All points equal: f[z, …, z] = e^z/j!, here with the largest point taken off.
-    assert_close(
-        "equal",
-        &exp_divided_differences(&[3.0; 4]),
-        &[1.0, 1.0, 0.5, 1.0 / 6.0],
-        1e-15,
-    );
+    assert_close("equal", &exp_divided_differences(&[3.0; 4]), &[1.0, 1.0, 0.5, 1.0 / 6.0], 1e-15);
     // By the quotients themselves, for points far enough apart.
     let z = [-1.0, -1.0, 0.5, 2.0];
     let f = |x: f64| (x - 2.0).exp();
@@ -84,10 +79,8 @@ fn one_and_two_nodes_by_their_formulas() {
     // P = 4: μ + σ (γ ∓ √(γ² + 4))/2.
     let skewness = measure.expect(|x| ((x - mean) / deviation).powi(3));
     let root = (skewness * skewness + 4.0).sqrt();
-    let nodes = [
-        mean + deviation * (skewness - root) / 2.0,
-        mean + deviation * (skewness + root) / 2.0,
-    ];
+    let nodes =
+        [mean + deviation * (skewness - root) / 2.0, mean + deviation * (skewness + root) / 2.0];
     assert_close("two nodes", Gauss::new(2, &measure).nodes(), &nodes, 1e-12);
 }
 
@@ -109,10 +102,7 @@ fn gauss_interpolates_value_and_slope() {
         for x in [-4.0, -1.0, 0.3, 2.5] {
             let difference = (gauss.value(x + h) - gauss.value(x - h)) / (2.0 * h);
             let size = gauss.slope(x).abs().max(gauss.value(x).abs()).max(1.0);
-            assert!(
-                (gauss.slope(x) - difference).abs() <= 1e-6 * size,
-                "slope at {x}"
-            );
+            assert!((gauss.slope(x) - difference).abs() <= 1e-6 * size, "slope at {x}");
         }
     }
 }
@@ -125,19 +115,11 @@ fn gauss_stays_below_the_exponential_and_sums_to_its_nodes() {
         let gauss = Gauss::new(count, &measure);
         let nodes = gauss.nodes().iter().zip(gauss.node_weights());
         let expected: f64 = nodes.map(|(x, w)| w * x.exp()).sum();
-        assert_close(
-            "sum",
-            &[measure.expect(|x| kappa(&gauss, x))],
-            &[expected],
-            1e-11,
-        );
+        assert_close("sum", &[measure.expect(|x| kappa(&gauss, x))], &[expected], 1e-11);
         for i in -100..=100 {
             let x = i as f64 / 10.0;
             let rounding = 1e-11 * (x.exp() + kappa(&gauss, x).abs() + gauss.log_scale().exp());
-            assert!(
-                kappa(&gauss, x) <= x.exp() + rounding,
-                "{count} nodes at {x}"
-            );
+            assert!(kappa(&gauss, x) <= x.exp() + rounding, "{count} nodes at {x}");
         }
     }
 }
@@ -147,9 +129,8 @@ fn gauss_is_exact_on_few_distinct_logits() {
     let mut rng = fresh_rng();
     for count in 1..=5 {
         for distinct in 1..=count {
-            let values: Vec<f64> = (0..distinct)
-                .map(|i| 3.0 * i as f64 + rng.random::<f64>() - 4.0)
-                .collect();
+            let values: Vec<f64> =
+                (0..distinct).map(|i| 3.0 * i as f64 + rng.random::<f64>() - 4.0).collect();
             let points: Vec<f64> = (0..40).map(|s| values[s % distinct]).collect();
             let gauss = Gauss::new(count, &Measure::new(points, &normals(&mut rng, 40)));
             assert_close("nodes", gauss.nodes(), &values, 1e-12);
@@ -164,14 +145,7 @@ fn gauss_is_exact_on_few_distinct_logits() {
 fn gauss_attention_is_softmax_on_few_distinct_logits() {
     // A query and keys of one dimension; the keys take two or three values.
     let mut rng = fresh_rng();
-    let shape = Shape {
-        query_heads: 2,
-        kv_heads: 1,
-        queries: 30,
-        keys: 30,
-        d_key: 1,
-        d_value: 2,
-    };
+    let shape = Shape { query_heads: 2, kv_heads: 1, queries: 30, keys: 30, d_key: 1, d_value: 2 };
     let mut data = Data::new(&mut rng, shape);
     for distinct in 1..=3 {
         for s in 0..shape.keys {
@@ -186,23 +160,9 @@ fn gauss_attention_is_softmax_on_few_distinct_logits() {
                 decay,
                 ..data.problem()
             };
-            assert_close(
-                "causal",
-                &attention(&problem).y,
-                &softmax_attention(&problem).y,
-                1e-11,
-            );
-            let full = Problem {
-                causal: false,
-                near: Near::None,
-                ..problem
-            };
-            assert_close(
-                "full",
-                &attention(&full).y,
-                &softmax_attention(&full).y,
-                1e-11,
-            );
+            assert_close("causal", &attention(&problem).y, &softmax_attention(&problem).y, 1e-11);
+            let full = Problem { causal: false, near: Near::None, ..problem };
+            assert_close("full", &attention(&full).y, &softmax_attention(&full).y, 1e-11);
         }
     }
 }
@@ -210,14 +170,7 @@ fn gauss_attention_is_softmax_on_few_distinct_logits() {
 #[test]
 fn gauss_denominators_are_positive() {
     let mut rng = fresh_rng();
-    let shape = Shape {
-        query_heads: 4,
-        kv_heads: 2,
-        queries: 40,
-        keys: 40,
-        d_key: 6,
-        d_value: 1,
-    };
+    let shape = Shape { query_heads: 4, kv_heads: 2, queries: 40, keys: 40, d_key: 6, d_value: 1 };
     for scale in [0.1, 1.0, 4.0, 20.0] {
         let data = Data::new(&mut rng, shape);
         for decay in random_decays(&mut rng, shape) {
@@ -244,11 +197,8 @@ fn hermite_without_spread_is_the_exponential_of_the_mean() {
     let mut rng = fresh_rng();
     for terms in 1..=6 {
         let logit = 3.0 * (rng.random::<f64>() - 0.5);
-        let hermite = Hermite::new(
-            terms,
-            0.9,
-            &Measure::new(vec![logit; 9], &normals(&mut rng, 9)),
-        );
+        let hermite =
+            Hermite::new(terms, 0.9, &Measure::new(vec![logit; 9], &normals(&mut rng, 9)));
         let kappa = hermite.value(logit) * hermite.log_scale().exp();
         assert_close("κ(μ)", &[kappa], &[logit.exp()], 1e-15);
         // Next to it, Taylor about μ.
@@ -258,12 +208,7 @@ fn hermite_without_spread_is_the_exponential_of_the_mean() {
             .iter()
             .rev()
             .fold(0.0, |sum, a| sum * 0.1 + a);
-        assert_close(
-            "κ(μ + 0.1)",
-            &[hermite.value(logit + 0.1)],
-            &[taylor],
-            1e-13,
-        );
+        assert_close("κ(μ + 0.1)", &[hermite.value(logit + 0.1)], &[taylor], 1e-13);
     }
 }
 
@@ -301,10 +246,7 @@ fn hermite_is_the_least_squares_fit() {
                 density * z.powi(degree) * ((x - hermite.log_scale()).exp() - hermite.value(x));
             size += density * z.abs().powi(degree) * (x - hermite.log_scale()).exp();
         }
-        assert!(
-            residual.abs() <= 1e-10 * size,
-            "degree {degree}: {residual:e} of {size:e}"
-        );
+        assert!(residual.abs() <= 1e-10 * size, "degree {degree}: {residual:e} of {size:e}");
     }
 }
 
@@ -334,9 +276,7 @@ fn derivatives_through_the_parameters() {
                 &Measure::new(logits_moved.to_vec(), log_decays_moved),
             );
             let scale = (moved.log_scale() - kernel.log_scale()).exp();
-            (0..count)
-                .map(|s| c[s] * moved.value(logits[s]) * scale)
-                .sum()
+            (0..count).map(|s| c[s] * moved.value(logits[s]) * scale).sum()
         };
         let at = |x: &[f64], s: usize, delta: f64| {
             let mut moved = x.to_vec();
@@ -346,12 +286,8 @@ fn derivatives_through_the_parameters() {
         let mut by_logits = vec![];
         let mut by_log_decays = vec![];
         for s in 0..count {
-            by_logits.push(five_points(|delta| {
-                sum(&at(&logits, s, delta), &log_decays)
-            }));
-            by_log_decays.push(five_points(|delta| {
-                sum(&logits, &at(&log_decays, s, delta))
-            }));
+            by_logits.push(five_points(|delta| sum(&at(&logits, s, delta), &log_decays)));
+            by_log_decays.push(five_points(|delta| sum(&logits, &at(&log_decays, s, delta))));
         }
         let through = kernel.through_parameters(&measure, &c);
         let name = format!("{series:?} {terms}");

@@ -99,9 +99,7 @@ impl Basis {
     /// [`Error::TooLarge`] when the tables do not fit in memory.
     pub fn new(d_key: usize, orders: &[usize]) -> Result<Self, Error> {
         let total = features(d_key, orders);
-        // Per feature: two multiplicities, and in the worst case a run of one with its prefix.
-        let highest = orders.last().copied().unwrap_or(0) as u128;
-        let bytes = total.saturating_mul(24 + 4 * highest.saturating_sub(1));
+        let bytes = Self::bytes_needed(d_key, orders);
         crate::memory::check(d_key, orders, total, "the basis", bytes)?;
         let mut basis = Basis {
             d_key,
@@ -118,6 +116,13 @@ impl Basis {
         }
         basis.multiplicities_f32 = basis.multiplicities.iter().map(|&m| m as f32).collect();
         Ok(basis)
+    }
+
+    /// Bytes that the tables take at most: two multiplicities per feature, and in the worst case a
+    /// run of one with its prefix.
+    pub(crate) fn bytes_needed(d_key: usize, orders: &[usize]) -> u128 {
+        let highest = orders.last().copied().unwrap_or(0) as u128;
+        features(d_key, orders).saturating_mul(24 + 4 * highest.saturating_sub(1))
     }
 
     fn push_order(&mut self, p: usize) {
@@ -148,7 +153,9 @@ impl Basis {
                 from += len;
             }
             // The next prefix in lexicographic order.
-            let Some(at) = prefix.iter().rposition(|&i| i + 1 < d) else { break };
+            let Some(at) = prefix.iter().rposition(|&i| i + 1 < d) else {
+                break;
+            };
             let next = prefix[at] + 1;
             prefix[at..].fill(next);
         }
@@ -296,7 +303,8 @@ mod tests {
 
     #[test]
     fn sizes_of_the_papers_heads() {
-        for (d, p, want) in [(8, 4, 165), (16, 4, 969), (32, 4, 6545), (64, 4, 47905), (64, 6, 11_238_513)]
+        for (d, p, want) in
+            [(8, 4, 165), (16, 4, 969), (32, 4, 6545), (64, 4, 47905), (64, 6, 11_238_513)]
         {
             assert_eq!(features(d, &(0..p).collect::<Vec<_>>()), want, "d = {d}, P = {p}");
         }
@@ -304,7 +312,9 @@ mod tests {
 
     #[test]
     fn every_monomial_once_with_its_multiplicity() {
-        for (d, orders) in [(1, vec![0, 1, 5]), (3, vec![0, 1, 2, 3, 4]), (5, vec![4]), (70, vec![1, 2])] {
+        for (d, orders) in
+            [(1, vec![0, 1, 5]), (3, vec![0, 1, 2, 3, 4]), (5, vec![4]), (70, vec![1, 2])]
+        {
             let basis = Basis::new(d, &orders).unwrap();
             let mut seen = 0;
             for tile in basis.tiles() {

@@ -44,9 +44,8 @@ pub fn corrected_flops_of_order(d_key: usize, d_value: usize, p: usize) -> u128 
 
 /// The sum of [`corrected_flops_of_order`] over orders below `terms`.
 pub fn corrected_flops(d_key: usize, d_value: usize, terms: usize) -> u128 {
-    (0..terms).fold(0, |sum: u128, p| {
-        sum.saturating_add(corrected_flops_of_order(d_key, d_value, p))
-    })
+    (0..terms)
+        .fold(0, |sum: u128, p| sum.saturating_add(corrected_flops_of_order(d_key, d_value, p)))
 }
 
 /// FLOPs of the two products with the state, 4·D·(d_V + 1): what this project's rates count,
@@ -97,7 +96,13 @@ pub fn direct_flops(d_key: usize, d_value: usize, terms: usize) -> u128 {
 
 /// Bytes of one head's far sums with elements of `bytes`, with and without the compensation that
 /// f32 sums carry.
-pub fn state_bytes(d_key: usize, d_value: usize, orders: &[usize], bytes: usize, compensated: bool) -> u128 {
+pub fn state_bytes(
+    d_key: usize,
+    d_value: usize,
+    orders: &[usize],
+    bytes: usize,
+    compensated: bool,
+) -> u128 {
     let elements = state_elements(d_key, d_value, orders).saturating_mul(bytes as u128);
     if compensated { elements.saturating_mul(2) } else { elements }
 }

@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 
 use crate::arch::Kernels;
-use crate::basis::Basis;
 use crate::arch::Level;
+use crate::basis::Basis;
 
 mod sealed {
     pub trait Sealed {}
@@ -55,6 +55,12 @@ pub trait Real:
     fn from_f64(x: f64) -> Self;
     /// The same number in f64.
     fn to_f64(self) -> f64;
+    /// Its bits, in the low end.
+    #[doc(hidden)]
+    fn bits(self) -> u64;
+    /// The number of these bits; the high end is ignored where it is narrower.
+    #[doc(hidden)]
+    fn of_bits(bits: u64) -> Self;
     #[doc(hidden)]
     fn multiplicities(basis: &Basis) -> &[Self];
     #[doc(hidden)]
@@ -132,6 +138,12 @@ impl Real for f32 {
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
+    fn bits(self) -> u64 {
+        u64::from(self.to_bits())
+    }
+    fn of_bits(bits: u64) -> Self {
+        f32::from_bits(bits as u32)
+    }
     fn multiplicities(basis: &Basis) -> &[f32] {
         basis.multiplicities_f32()
     }
@@ -150,6 +162,12 @@ impl Real for f64 {
     }
     fn to_f64(self) -> f64 {
         self
+    }
+    fn bits(self) -> u64 {
+        self.to_bits()
+    }
+    fn of_bits(bits: u64) -> Self {
+        f64::from_bits(bits)
     }
     fn multiplicities(basis: &Basis) -> &[f64] {
         basis.multiplicities()

@@ -129,7 +129,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn shape(argument: &'static str, got: &[usize], expected: impl Into<String>) -> Self {
+    pub(crate) fn shape(
+        argument: &'static str,
+        got: &[usize],
+        expected: impl Into<String>,
+    ) -> Self {
         Error::Shape { argument, got: got.to_vec(), expected: expected.into() }
     }
 

@@ -172,7 +172,11 @@ impl Plan {
         let chunk = ((chunk / PANEL as f64).round() as usize).clamp(1, 32) * PANEL;
         let pairs = if sizes.causal { queries * keys / 2.0 } else { queries * keys };
         let direct_flops = group * pairs * pair;
-        let within = if sizes.causal { group * queries * chunk.min(sizes.keys) as f64 / 2.0 * pair } else { 0.0 };
+        let within = if sizes.causal {
+            group * queries * chunk.min(sizes.keys) as f64 / 2.0 * pair
+        } else {
+            0.0
+        };
         let chunks = (keys / chunk as f64).ceil();
         let state_flops = one * (group * queries + keys) + chunks * touch + within;
         let form = self.form.unwrap_or(if !sizes.state && direct_flops <= state_flops {

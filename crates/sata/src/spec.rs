@@ -166,7 +166,11 @@ impl Spec {
                 (0..coefficients.len()).filter(|&p| coefficients[p] != 0.0).collect()
             }
             Series::Power { exponent, floor } => {
-                if *floor == 0.0 { vec![*exponent] } else { vec![0, *exponent] }
+                if *floor == 0.0 {
+                    vec![*exponent]
+                } else {
+                    vec![0, *exponent]
+                }
             }
             _ => (0..self.terms()).collect(),
         }

@@ -159,11 +159,8 @@ impl<'a, E: Element> ViewMut<'a, E> {
     ) -> Result<Self, Error> {
         let strides = check("out", data.len(), shape, Some(strides))?;
         // Rows are disjoint when, sorted by stride, each stride covers what lies below it.
-        let mut dims: Vec<(usize, usize)> = strides
-            .into_iter()
-            .zip(shape)
-            .filter(|&(_, n)| n > 1)
-            .collect();
+        let mut dims: Vec<(usize, usize)> =
+            strides.into_iter().zip(shape).filter(|&(_, n)| n > 1).collect();
         dims.sort_unstable();
         let mut covered = shape[3];
         for (stride, n) in dims {

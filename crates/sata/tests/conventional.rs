@@ -65,7 +65,8 @@ fn blocked_softmax_is_softmax() {
 fn decode_is_the_last_row() {
     let mut rng = rng();
     for n in [1, 63, 64, 65, 5000, 9001] {
-        let sizes = Sizes { batch: 1, kv_heads: 1, group: 1, queries: 1, keys: n, d_key: 9, d_value: 17 };
+        let sizes =
+            Sizes { batch: 1, kv_heads: 1, group: 1, queries: 1, keys: n, d_key: 9, d_value: 17 };
         let inputs = Inputs::<f64>::new(&mut rng, sizes);
         let mut want = vec![0.0; 17];
         conventional::attention(

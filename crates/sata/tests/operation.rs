@@ -42,7 +42,8 @@ fn check(sizes: Sizes, terms: usize, series: &Series, masked: bool) {
             for form in [Form::Direct, Form::State] {
                 let plan = plan(sizes.d_key, sizes.d_value, terms, series).with_form(form);
                 let got = run(&plan, &inputs, causal);
-                let what = format!("{sizes:?} P={terms} {series:?} causal={causal} {form:?} {}", E::NAME);
+                let what =
+                    format!("{sizes:?} P={terms} {series:?} causal={causal} {form:?} {}", E::NAME);
                 assert_close(&what, &got, &want, slack * tolerance::<E>());
             }
         }
@@ -62,9 +63,21 @@ fn token_counts_straddle_panels_and_chunks() {
 
 #[test]
 fn head_sizes_straddle_vectors_and_tiles() {
-    for (d_key, d_value) in
-        [(1, 1), (2, 3), (3, 7), (5, 9), (8, 15), (7, 16), (9, 17), (16, 24), (15, 31), (17, 33), (33, 64), (64, 65), (70, 5)]
-    {
+    for (d_key, d_value) in [
+        (1, 1),
+        (2, 3),
+        (3, 7),
+        (5, 9),
+        (8, 15),
+        (7, 16),
+        (9, 17),
+        (16, 24),
+        (15, 31),
+        (17, 33),
+        (33, 64),
+        (64, 65),
+        (70, 5),
+    ] {
         let terms = if d_key > 20 { 3 } else { 5 };
         check(Sizes::self_attention(70, d_key, d_value), terms, &Series::Taylor, false);
     }
@@ -131,14 +144,21 @@ fn half_precision_inputs_are_computed_in_f32() {
 #[test]
 fn any_split_gives_the_same_numbers() {
     let mut rng = rng();
-    let sizes = Sizes { batch: 2, kv_heads: 2, group: 2, queries: 210, keys: 210, d_key: 7, d_value: 6 };
+    let sizes =
+        Sizes { batch: 2, kv_heads: 2, group: 2, queries: 210, keys: 210, d_key: 7, d_value: 6 };
     for block in [1, 7, 64, 100] {
         let inputs = Inputs::<f64>::new(&mut rng, sizes).masked(&mut rng);
         let want = inputs.oracle(3, &Series::Taylor, true);
         let spec = Spec::new(7, 6).terms(3).block(block).build().unwrap();
         let plan = Plan::new(&spec).unwrap();
         let mask = inputs.mask.as_ref().unwrap();
-        for split in [vec![210], vec![1; 210], vec![63, 1, 1, 64, 0, 65, 16], vec![100, 110], vec![1, 208, 1]] {
+        for split in [
+            vec![210],
+            vec![1; 210],
+            vec![63, 1, 1, 64, 0, 65, 16],
+            vec![100, 110],
+            vec![1, 208, 1],
+        ] {
             let mut state = State::new(&plan, 2, 2).unwrap();
             let mut y = vec![f64::NAN; want.len()];
             let mut first = 0;
@@ -146,11 +166,14 @@ fn any_split_gives_the_same_numbers() {
                 let part = |x: &[f64], heads: usize, d: usize| -> Vec<f64> {
                     let mut out = vec![];
                     for row in 0..2 * heads {
-                        out.extend_from_slice(&x[(row * 210 + first) * d..(row * 210 + first + n) * d]);
+                        out.extend_from_slice(
+                            &x[(row * 210 + first) * d..(row * 210 + first + n) * d],
+                        );
                     }
                     out
                 };
-                let (q, k, v) = (part(&inputs.q, 4, 7), part(&inputs.k, 2, 7), part(&inputs.v, 2, 6));
+                let (q, k, v) =
+                    (part(&inputs.q, 4, 7), part(&inputs.k, 2, 7), part(&inputs.v, 2, 6));
                 let m: Vec<bool> = (0..2)
                     .flat_map(|b| mask[b * 210 + first..b * 210 + first + n].to_vec())
                     .collect();

@@ -24,11 +24,7 @@ impl Gauss {
         assert!(count >= 1, "Gauss needs a node");
         let nodes = gauss_nodes(count, measure);
         let newton = exp_divided_differences(&each_twice(&nodes));
-        let mut gauss = Gauss {
-            nodes,
-            node_weights: vec![],
-            newton,
-        };
+        let mut gauss = Gauss { nodes, node_weights: vec![], newton };
         // λ_i = Σ_j λ_j l_i(ξ_j)² = Σ_s ω_s l_i(x_s)², a polynomial of degree 2n − 2.
         gauss.node_weights = (0..gauss.nodes.len())
             .map(|i| measure.expect(|x| gauss.lagrange(i, x).0.powi(2)))
@@ -158,24 +154,12 @@ fn gauss_nodes(count: usize, measure: &Measure) -> Vec<f64> {
         return vec![mean];
     }
     let standard = Measure {
-        points: measure
-            .points
-            .iter()
-            .map(|x| (x - mean) / deviation)
-            .collect(),
+        points: measure.points.iter().map(|x| (x - mean) / deviation).collect(),
         weights: measure.weights.clone(),
     };
     let (alpha, beta) = jacobi_matrix(count, &standard);
-    let lowest = standard
-        .points
-        .iter()
-        .copied()
-        .fold(f64::INFINITY, f64::min);
-    let highest = standard
-        .points
-        .iter()
-        .copied()
-        .fold(f64::NEG_INFINITY, f64::max);
+    let lowest = standard.points.iter().copied().fold(f64::INFINITY, f64::min);
+    let highest = standard.points.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut nodes = vec![];
     for index in 0..alpha.len() {
         nodes.push(mean + deviation * eigenvalue(index, &alpha, &beta, lowest, highest));

@@ -18,12 +18,7 @@ pub struct Hermite {
 impl Hermite {
     /// The fit for these logits.
     pub fn new(terms: usize, tau: f64, measure: &Measure) -> Self {
-        Hermite {
-            terms,
-            tau,
-            mean: measure.mean(),
-            variance: measure.variance(),
-        }
+        Hermite { terms, tau, mean: measure.mean(), variance: measure.variance() }
     }
 
     /// v = (tau·σ)².

@@ -45,9 +45,7 @@ impl FarKernel {
             Series::Gauss => FarKernel::Gauss(Gauss::new(terms / 2, measure)),
             Series::Hermite { tau } => FarKernel::Hermite(Hermite::new(terms, *tau, measure)),
             Series::Taylor | Series::Fixed(_) | Series::Power { .. } => {
-                let coefficients = series
-                    .coefficients(terms)
-                    .expect("the same for all queries");
+                let coefficients = series.coefficients(terms).expect("the same for all queries");
                 FarKernel::Polynomial(Polynomial { coefficients })
             }
         }
@@ -84,10 +82,9 @@ impl FarKernel {
     /// factor exp(−log_scale), are held.
     pub fn through_parameters(&self, measure: &Measure, c: &[f64]) -> ThroughParameters {
         match self {
-            FarKernel::Polynomial(_) => ThroughParameters {
-                logits: vec![0.0; c.len()],
-                log_decays: vec![0.0; c.len()],
-            },
+            FarKernel::Polynomial(_) => {
+                ThroughParameters { logits: vec![0.0; c.len()], log_decays: vec![0.0; c.len()] }
+            }
             FarKernel::Gauss(gauss) => gauss.through_parameters(measure, c),
             FarKernel::Hermite(hermite) => hermite.through_parameters(measure, c),
         }

@@ -10,9 +10,7 @@ pub fn fresh_rng() -> StdRng {
     let seed = match std::env::var("SATA_SEED") {
         Ok(seed) => seed.parse().expect("SATA_SEED is a number"),
         Err(_) => {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
             now.as_nanos() as u64
         }
     };
@@ -33,15 +31,11 @@ pub fn normals(rng: &mut StdRng, count: usize) -> Vec<f64> {
 
 /// log f of forget gates between 0.5 and 1.
 pub fn log_gates(rng: &mut StdRng, count: usize) -> Vec<f64> {
-    (0..count)
-        .map(|_| (0.5 + 0.5 * rng.random::<f64>()).ln())
-        .collect()
+    (0..count).map(|_| (0.5 + 0.5 * rng.random::<f64>()).ln()).collect()
 }
 
 pub fn random_decays(rng: &mut StdRng, shape: Shape) -> Vec<Decay> {
-    let slopes = (0..shape.kv_heads)
-        .map(|_| 0.02 + 0.3 * rng.random::<f64>())
-        .collect();
+    let slopes = (0..shape.kv_heads).map(|_| 0.02 + 0.3 * rng.random::<f64>()).collect();
     vec![
         Decay::None,
         Decay::Slopes(slopes),
@@ -94,13 +88,7 @@ pub fn fixed_series() -> Vec<(Series, usize)> {
         (Series::Taylor, 5),
         (Series::Fixed(vec![2.0, 0.4, 0.9]), 3),
         (Series::power(2), 0),
-        (
-            Series::Power {
-                exponent: 4,
-                floor: 0.1,
-            },
-            0,
-        ),
+        (Series::Power { exponent: 4, floor: 0.1 }, 0),
     ]
 }
 
@@ -114,18 +102,11 @@ pub fn assert_close(name: &str, a: &[f64], b: &[f64], tolerance: f64) {
 #[track_caller]
 pub fn assert_close_above(floor: f64, name: &str, a: &[f64], b: &[f64], tolerance: f64) {
     assert_eq!(a.len(), b.len(), "{name}: lengths");
-    let size = (b.iter().map(|x| x * x).sum::<f64>() / b.len() as f64)
-        .sqrt()
-        .max(floor);
+    let size = (b.iter().map(|x| x * x).sum::<f64>() / b.len() as f64).sqrt().max(floor);
     let mut worst = (0, 0.0);
     for i in 0..a.len() {
         let error = (a[i] - b[i]).abs() / size;
-        assert!(
-            error.is_finite(),
-            "{name}: element {i} is {:e} and should be {:e}",
-            a[i],
-            b[i]
-        );
+        assert!(error.is_finite(), "{name}: element {i} is {:e} and should be {:e}", a[i], b[i]);
         if error > worst.1 {
             worst = (i, error);
         }

@@ -15,7 +15,8 @@ use std::str::FromStr;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use kernels::{
-    Absorb, CacheOne, DECODE_SCRATCH, Direct, Far, PANEL, Packed, Read, ReadOne, Scratch, TOKENS, Tokens, Values, WeighOne,
+    Absorb, CacheOne, DECODE_SCRATCH, Direct, Far, PANEL, Packed, Read, ReadOne, Scratch, TOKENS,
+    Tokens, Values, WeighOne,
 };
 
 use crate::Error;
@@ -101,6 +102,18 @@ impl FromStr for Level {
             .find(|level| level.to_string() == name && level.is_available())
             .ok_or_else(|| unavailable(name))
     }
+}
+
+/// Asks for the cache line at `p`, which may lie anywhere.
+#[inline(always)]
+pub(crate) fn prefetch<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch touches nothing; SSE is part of x86-64.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// The kernels of one level and element type.
@@ -229,27 +242,51 @@ entry_points!(portable_f32, f32, super::portable::F32x8, super::portable::F32x8)
 entry_points!(portable_f64, f64, super::portable::F64x4, super::portable::F64x4);
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx2_f32, f32, super::x86::F32x8<16>, super::x86::F32x8<16>, "avx2,fma"
+    avx2_f32,
+    f32,
+    super::x86::F32x8<16>,
+    super::x86::F32x8<16>,
+    "avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx2_f64, f64, super::x86::F64x4<16>, super::x86::F64x4<16>, "avx2,fma"
+    avx2_f64,
+    f64,
+    super::x86::F64x4<16>,
+    super::x86::F64x4<16>,
+    "avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f32, f32, super::x86::F32x16, super::x86::F32x16, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f32,
+    f32,
+    super::x86::F32x16,
+    super::x86::F32x16,
+    "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f32_half, f32, super::x86::F32x8<32>, super::x86::F32x16, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f32_half,
+    f32,
+    super::x86::F32x8<32>,
+    super::x86::F32x16,
+    "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f64, f64, super::x86::F64x8, super::x86::F64x8, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f64,
+    f64,
+    super::x86::F64x8,
+    super::x86::F64x8,
+    "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 entry_points!(
     #[cfg(target_arch = "x86_64")]
-    avx512_f64_half, f64, super::x86::F64x4<32>, super::x86::F64x8, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
+    avx512_f64_half,
+    f64,
+    super::x86::F64x4<32>,
+    super::x86::F64x8,
+    "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"
 );
 
 /// Whether half-width vectors waste fewer lanes on rows of `d_value`.

@@ -78,8 +78,16 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 impl<const R: usize> Vector for F32x8<R> {
     const REGISTERS: usize = R;
     common!(
-        f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps,
-        _mm256_mul_ps, _mm256_fmadd_ps, _mm256_max_ps
+        f32,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        _mm256_mul_ps,
+        _mm256_fmadd_ps,
+        _mm256_max_ps
     );
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -114,8 +122,16 @@ impl<const R: usize> Vector for F32x8<R> {
 impl<const R: usize> Vector for F64x4<R> {
     const REGISTERS: usize = R;
     common!(
-        f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd,
-        _mm256_mul_pd, _mm256_fmadd_pd, _mm256_max_pd
+        f64,
+        4,
+        _mm256_set1_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_add_pd,
+        _mm256_sub_pd,
+        _mm256_mul_pd,
+        _mm256_fmadd_pd,
+        _mm256_max_pd
     );
     #[inline(always)]
     unsafe fn sum(self) -> f64 {
@@ -152,8 +168,16 @@ impl<const R: usize> Vector for F64x4<R> {
 impl Vector for F32x16 {
     const REGISTERS: usize = 32;
     common!(
-        f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps,
-        _mm512_mul_ps, _mm512_fmadd_ps, _mm512_max_ps
+        f32,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps,
+        _mm512_max_ps
     );
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -175,8 +199,16 @@ impl Vector for F32x16 {
 impl Vector for F64x8 {
     const REGISTERS: usize = 32;
     common!(
-        f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_sub_pd,
-        _mm512_mul_pd, _mm512_fmadd_pd, _mm512_max_pd
+        f64,
+        8,
+        _mm512_set1_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_add_pd,
+        _mm512_sub_pd,
+        _mm512_mul_pd,
+        _mm512_fmadd_pd,
+        _mm512_max_pd
     );
     #[inline(always)]
     unsafe fn sum(self) -> f64 {

@@ -194,10 +194,7 @@ fn check_packed(argument: &'static str, cu: &[usize], shape: [usize; 4]) -> Resu
             format!("packed sequences need a batch of 1, and shape {shape:?} has {}", shape[0]),
         ));
     }
-    let fits = cu.len() >= 2
-        && cu[0] == 0
-        && cu.is_sorted()
-        && cu[cu.len() - 1] == shape[2];
+    let fits = cu.len() >= 2 && cu[0] == 0 && cu.is_sorted() && cu[cu.len() - 1] == shape[2];
     if !fits {
         return Err(Error::shape(
             argument,

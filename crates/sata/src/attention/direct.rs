@@ -55,7 +55,8 @@ impl<T: Real> Weighing<T> {
         shape: Shape,
     ) -> Diagnostics {
         pieces.iter().fold(Diagnostics::default(), |total, piece| {
-            let mut loaded: Vec<Loaded<T>> = (0..shape.kv_heads).map(|_| Loaded::default()).collect();
+            let mut loaded: Vec<Loaded<T>> =
+                (0..shape.kv_heads).map(|_| Loaded::default()).collect();
             let mut heads: Vec<_> = loaded.iter_mut().enumerate().collect();
             parallel::for_each(&mut heads, |(head, one)| one.load(self, piece, *head));
             let mut tasks: Vec<(usize, Range<usize>)> = (0..shape.kv_heads * shape.group)
@@ -142,7 +143,12 @@ struct Loaded<T> {
 }
 
 impl<T: Real> Loaded<T> {
-    fn load<E: Element<Compute = T>>(&mut self, by: &Weighing<T>, piece: &Piece<'_, E>, head: usize) {
+    fn load<E: Element<Compute = T>>(
+        &mut self,
+        by: &Weighing<T>,
+        piece: &Piece<'_, E>,
+        head: usize,
+    ) {
         self.ld = piece.keys.next_multiple_of(TOKENS);
         self.keys = Buffer::zeroed((by.d_key + 1) * self.ld);
         self.values = Buffer::zeroed(self.ld * by.padded());

@@ -8,7 +8,7 @@ mod stream;
 
 pub use call::Call;
 pub(crate) use call::Shape;
-pub(crate) use direct::{Weight, Weighing};
+pub(crate) use direct::{Weighing, Weight};
 
 use crate::plan::{Form, Sizes};
 use crate::view::Rows;
@@ -71,12 +71,17 @@ impl Plan {
             }
             Some(state) => stream::stream(self, &pieces, &rows, sizes, causal, state)?,
             None => match self.choose::<E>(sizes).form {
-                Form::Direct => {
-                    direct::Weighing::of::<E>(self, causal).run(&pieces, &rows, shape)
-                }
+                Form::Direct => direct::Weighing::of::<E>(self, causal).run(&pieces, &rows, shape),
                 Form::State => {
                     let mut state = State::new(self, pieces.len(), shape.kv_heads)?;
-                    stream::stream(self, &pieces, &rows, Sizes { state: false, ..sizes }, causal, &mut state)?
+                    stream::stream(
+                        self,
+                        &pieces,
+                        &rows,
+                        Sizes { state: false, ..sizes },
+                        causal,
+                        &mut state,
+                    )?
                 }
             },
         };

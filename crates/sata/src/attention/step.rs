@@ -63,7 +63,11 @@ pub(super) fn steps<E: Element>(
             |(first, heads)| {
                 let mut found = Diagnostics::default();
                 let mut work = None;
-                for (i, head) in heads.iter_mut().enumerate() {
+                for i in 0..heads.len() {
+                    if let Some(next) = heads.get(i + 1) {
+                        next.prefetch(open + 1);
+                    }
+                    let head = &mut heads[i];
                     let kv_head = *first + i;
                     append(piece, kv_head, head, open, env.d_value);
                     for g in 0..group {
@@ -72,11 +76,22 @@ pub(super) fn steps<E: Element>(
                         let (sums, open_block) = (&head.sums, &head.open);
                         // SAFETY: tasks answer disjoint heads.
                         found = found.merged(unsafe {
-                            one(&env, piece, query_head, 0, rows, sums, open_block, open + 1, scratch)
+                            one(
+                                &env,
+                                piece,
+                                query_head,
+                                0,
+                                rows,
+                                sums,
+                                open_block,
+                                open + 1,
+                                scratch,
+                            )
                         });
                     }
                     if open + 1 == block {
-                        let work = work.get_or_insert_with(|| FoldWork::new(plan.spec(), env.kernels));
+                        let work =
+                            work.get_or_insert_with(|| FoldWork::new(plan.spec(), env.kernels));
                         head.fold_open(env.basis, block, work);
                     }
                 }

@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use super::{Piece, finish, load, step};
-use crate::arch::{
-    Buffer, Direct, Far, Kernels, PANEL, Packed, Read, Scratch, TOKENS, Tokens,
-};
+use crate::arch::{Buffer, Direct, Far, Kernels, PANEL, Packed, Read, Scratch, TOKENS, Tokens};
 use crate::basis::{Basis, TILE};
 use crate::plan::Sizes;
 use crate::state::{FoldWork, HeadState, fold_tokens};
@@ -94,7 +92,9 @@ pub(super) fn stream<E: Element>(
     let diagnostics = parallel::map_reduce(
         &mut units,
         Diagnostics::default(),
-        |unit| if causal { env.causal(unit) } else { env.absorb(unit) },
+        |unit| {
+            if causal { env.causal(unit) } else { env.absorb(unit) }
+        },
         Diagnostics::merged,
     );
     let diagnostics = if causal { diagnostics } else { env.answer(&units) };
@@ -276,7 +276,11 @@ impl<E: Element> Env<'_, E> {
                         let tile = TILE.min(seen.next_multiple_of(TOKENS) - s);
                         let mut call = Direct {
                             d_key,
-                            queries: Tokens { x: &slice.queries[g * plane + t..], ld, count: width },
+                            queries: Tokens {
+                                x: &slice.queries[g * plane + t..],
+                                ld,
+                                count: width,
+                            },
                             keys: Tokens { x: &slice.keys[s..], ld, count: tile },
                             values: &fold.values[s * padded..],
                             padded,
@@ -343,7 +347,15 @@ impl<E: Element> Env<'_, E> {
         let multiplicities = &multiplicities[tile.start..tile.start + tile.len];
         // SAFETY: kernels are only handed out for instruction sets that are there.
         unsafe {
-            (self.kernels.pack)(sums, z, multiplicities, coefficient, self.d_value, packed, packed_z);
+            (self.kernels.pack)(
+                sums,
+                z,
+                multiplicities,
+                coefficient,
+                self.d_value,
+                packed,
+                packed_z,
+            );
         }
         true
     }
@@ -466,7 +478,9 @@ impl<E: Element> Env<'_, E> {
         let (piece, query_head) = (unit.piece, unit.kv_head * self.group + g);
         let open = if self.keep { (unit.open + piece.keys) % self.block } else { 0 };
         if queries.len() < TOKENS / 4 {
-            return step::read_each(self.plan, piece, query_head, queries, self.rows, unit.head, open, self.basis);
+            return step::read_each(
+                self.plan, piece, query_head, queries, self.rows, unit.head, open, self.basis,
+            );
         }
         let padded = self.padded;
         let ld = queries.len().next_multiple_of(TOKENS);

@@ -53,15 +53,13 @@ impl<T: Real> State<T> {
         let features = crate::basis::features(spec.d_key(), &orders);
         let bytes = bytes_needed::<T>(spec, sequences, kv_heads);
         crate::memory::check(spec.d_key(), &orders, features, "the state", bytes)?;
-        let basis = plan.basis()?;
-        let head = HeadState::new(spec, &basis);
+        Ok(Self::empty(spec.clone(), plan.basis()?, sequences, kv_heads))
+    }
+
+    fn empty(spec: Spec, basis: Arc<Basis>, sequences: usize, kv_heads: usize) -> Self {
+        let head = HeadState::new(&spec, &basis);
         let sequence = Sequence { position: 0, open: 0, heads: vec![head; kv_heads] };
-        Ok(State {
-            spec: spec.clone(),
-            basis,
-            kv_heads,
-            sequences: vec![sequence; sequences],
-        })
+        State { spec, basis, kv_heads, sequences: vec![sequence; sequences] }
     }
 
     /// The spec it was made for.
@@ -107,9 +105,20 @@ impl<T: Real> State<T> {
     /// on its own. Merging is associative: (a b) c = a (b c), to rounding.
     ///
     /// # Errors
-    /// [`Error::State`] when the two differ in spec, sequences or heads; nothing changes then.
+    /// [`Error::State`] when the two differ in spec, sequences or heads, or are too long together
+    /// to be counted; nothing changes then.
     pub fn merge(&mut self, next: &Self) -> Result<(), Error> {
         self.check_kin(next)?;
+        for (mine, other) in self.sequences.iter().zip(&next.sequences) {
+            let sum = mine.position.checked_add(other.position);
+            if sum.is_none_or(|sum| sum > MAX_POSITION) {
+                return Err(Error::State {
+                    field: "position",
+                    state: mine.position.to_string(),
+                    call: other.position.to_string(),
+                });
+            }
+        }
         let kernels = T::kernels(crate::Level::detect()?, self.spec.d_value(), false);
         let mut work = sums::FoldWork::new(&self.spec, kernels);
         for (mine, other) in self.sequences.iter_mut().zip(&next.sequences) {
@@ -128,7 +137,11 @@ impl<T: Real> State<T> {
     fn check_kin(&self, other: &Self) -> Result<(), Error> {
         let differs = |field, state: String, call: String| Err(Error::State { field, state, call });
         if self.sequences.len() != other.sequences.len() {
-            return differs("sequences", self.sequences.len().to_string(), other.sequences.len().to_string());
+            return differs(
+                "sequences",
+                self.sequences.len().to_string(),
+                other.sequences.len().to_string(),
+            );
         }
         if self.kv_heads != other.kv_heads {
             return differs("kv_heads", self.kv_heads.to_string(), other.kv_heads.to_string());
@@ -137,7 +150,12 @@ impl<T: Real> State<T> {
     }
 
     /// Refuses a call of `spec` over `sequences` and `kv_heads` that this state cannot serve.
-    pub(crate) fn check(&self, spec: &Spec, sequences: usize, kv_heads: usize) -> Result<(), Error> {
+    pub(crate) fn check(
+        &self,
+        spec: &Spec,
+        sequences: usize,
+        kv_heads: usize,
+    ) -> Result<(), Error> {
         let differs = |field, state: usize, call: usize| {
             Err(Error::State { field, state: state.to_string(), call: call.to_string() })
         };
@@ -179,13 +197,20 @@ fn check_layout(state: &Spec, call: &Spec, same_orders: bool) -> Result<(), Erro
     Ok(())
 }
 
+/// Tokens that a sequence can count: what fits a signed number in every language that reads files.
+const MAX_POSITION: u64 = i64::MAX as u64;
+
 /// Bytes of a state before it is made.
 fn bytes_needed<T: Real>(spec: &Spec, sequences: usize, kv_heads: usize) -> u128 {
     let (d_key, d_value) = (spec.d_key(), spec.d_value());
     let width = size_of::<T>();
     let far = crate::cost::state_bytes(d_key, d_value, &spec.orders(), width, T::COMPENSATED);
-    let open = (spec.block() as u128 + 16)
-        .saturating_mul((d_key + d_value + 1) as u128)
-        .saturating_mul(width as u128);
-    far.saturating_add(open).saturating_mul(sequences as u128).saturating_mul(kv_heads as u128)
+    let token = d_key as u128 + d_value as u128 + 1;
+    let open = (spec.block() as u128 + 16).saturating_mul(token).saturating_mul(width as u128);
+    // Working memory of a step, and what alignment adds.
+    let rest = (token + spec.terms() as u128 + 512).saturating_mul(width as u128);
+    far.saturating_add(open)
+        .saturating_add(rest)
+        .saturating_mul(sequences as u128)
+        .saturating_mul(kv_heads as u128)
 }

@@ -1,7 +1,7 @@
 //! One head's past: far sums and the open block.
 
 use crate::arch::{
-    Absorb, Buffer, DECODE_SCRATCH, Far, Kernels, PANEL, Scratch, TOKENS, Tokens, Values,
+    Absorb, Buffer, DECODE_SCRATCH, Far, Kernels, PANEL, Scratch, TOKENS, Tokens, Values, prefetch,
 };
 use crate::basis::{Basis, TILE};
 use crate::{Real, Spec};
@@ -63,8 +63,7 @@ impl<T: Real> Sums<T> {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        size_of::<T>()
-            * (self.sums.len() + self.z.len() + self.sums_low.len() + self.z_low.len())
+        size_of::<T>() * (self.sums.len() + self.z.len() + self.sums_low.len() + self.z_low.len())
     }
 }
 
@@ -143,12 +142,29 @@ impl<T: Real> HeadState<T> {
         self.sums.bytes() + size_of::<T>() * (self.open.keys.len() + self.open.values.len())
     }
 
+    /// Asks for what a step with `open` open tokens will read, while another head is at work; for
+    /// large sums the reading itself is what keeps memory busy.
+    pub(crate) fn prefetch(&self, open: usize) {
+        const LINE: usize = 64;
+        let line = LINE / size_of::<T>();
+        let ask = |x: &[T]| x.iter().step_by(line).take(256).for_each(|x| prefetch(x));
+        ask(&self.sums.sums);
+        ask(&self.sums.z);
+        let rows = self.open.keys.len() / self.open.ld;
+        for row in 0..rows {
+            ask(&self.open.keys[row * self.open.ld..][..open.min(self.open.ld)]);
+        }
+        ask(&self.open.values[..open * (self.open.values.len() - SLACK) / self.open.ld]);
+    }
+
     /// Folds the first `count` tokens, all that are open, into the far sums.
     pub(crate) fn fold_open(&mut self, basis: &Basis, count: usize, work: &mut FoldWork<T>) {
         let d_value = work.d_value;
         let all = 0..basis.tiles().len();
         let HeadState { sums, open, .. } = self;
-        let Some(mut far) = sums.split(basis, d_value, &[all]).pop() else { return };
+        let Some(mut far) = sums.split(basis, d_value, &[all]).pop() else {
+            return;
+        };
         let padded = work.padded;
         let tokens = count.next_multiple_of(TOKENS).min(open.ld);
         let values = work.values.grown(tokens * padded);

@@ -2,7 +2,13 @@
 
 use super::{DECODE_SCRATCH, PANEL, ReadOne, WeighOne};
 use crate::Real;
+use crate::arch::prefetch;
 use crate::arch::vector::Vector;
+use crate::basis::{Basis, Tile};
+
+/// Bytes ahead of the reads that lines are asked for: far enough to keep memory busy while the
+/// features of the next tile are made.
+const AHEAD: usize = 8192;
 
 /// `num += Σ_r w[r] · rows[r]` for rows of `columns` (at least one) elements.
 ///
@@ -57,7 +63,9 @@ unsafe fn add_columns<V: Vector, const N: usize, const U: usize>(
             for (u, acc) in acc.iter_mut().enumerate() {
                 let weight = V::splat(*w.add(r + u));
                 for (n, acc) in acc.iter_mut().enumerate() {
-                    let row = V::load(rows.add((r + u) * stride + n * V::LANES));
+                    let row = rows.add((r + u) * stride + n * V::LANES);
+                    prefetch(row.wrapping_byte_add(AHEAD));
+                    let row = V::load(row);
                     *acc = weight.mul_add(row, *acc);
                 }
             }
@@ -81,6 +89,50 @@ unsafe fn add_columns<V: Vector, const N: usize, const U: usize>(
     }
 }
 
+/// The features of one tile for one query: lanes run over the last index.
+///
+/// # Safety
+/// `query` has a vector beyond d_key, `features` one beyond a tile; `stack` has a place per order.
+#[inline(always)]
+unsafe fn features_of_one<V: Vector>(
+    basis: &Basis,
+    tile: &Tile,
+    query: &[V::Elem],
+    features: &mut [V::Elem],
+    stack: *mut V::Elem,
+) {
+    if tile.order == 0 {
+        features[0] = V::Elem::ONE;
+        return;
+    }
+    let width = tile.order - 1;
+    // SAFETY: indices are below d_key; first + len ≤ d_key and f + len ≤ TILE, and there is a
+    // vector beyond either. What is written beyond is overwritten or unused.
+    unsafe {
+        let query = query.as_ptr();
+        let mut to = features.as_mut_ptr();
+        let mut indices = basis.prefixes().as_ptr().add(tile.prefixes);
+        for run in basis.runs().get_unchecked(tile.runs.clone()) {
+            let keep = run.keep as usize;
+            let mut prefix = if keep == 0 { V::Elem::ONE } else { *stack.add(keep - 1) };
+            for level in keep..width {
+                prefix = prefix * *query.add(*indices.add(level) as usize);
+                *stack.add(level) = prefix;
+            }
+            indices = indices.add(width);
+            let prefix = V::splat(prefix);
+            let from = query.add(run.first as usize);
+            let len = run.len as usize;
+            let mut i = 0;
+            while i < len {
+                V::load(from.add(i)).mul(prefix).store(to.add(i));
+                i += V::LANES;
+            }
+            to = to.add(len);
+        }
+    }
+}
+
 /// See [`ReadOne`].
 ///
 /// # Safety
@@ -94,45 +146,19 @@ pub(in crate::arch) unsafe fn read_one<V: Vector>(a: &mut ReadOne<'_, V::Elem>) 
     assert!(a.z.len() >= basis.len() + V::LANES);
     assert!(a.scratch.len() >= DECODE_SCRATCH + basis.orders().last().copied().unwrap_or(0));
     let multiplicities = V::Elem::multiplicities(basis);
-    // Room for a whole vector beyond the tile.
     let (features, stack) = a.scratch.split_at_mut(DECODE_SCRATCH);
     for tile in basis.tiles() {
         let coefficient = a.coefficients.get(tile.order).copied().unwrap_or_default();
         if coefficient == V::Elem::ZERO {
             continue;
         }
-        let width = tile.order.saturating_sub(1);
-        let mut f = 0;
-        let mut indices = tile.prefixes;
-        for run in &basis.runs()[tile.runs.clone()] {
-            let keep = run.keep as usize;
-            let mut prefix = if keep == 0 { V::Elem::ONE } else { stack[keep - 1] };
-            for level in keep..width {
-                prefix = prefix * a.query[basis.prefixes()[indices + level] as usize];
-                stack[level] = prefix;
-            }
-            indices += width;
-            if tile.order == 0 {
-                features[0] = V::Elem::ONE;
-                continue;
-            }
-            let (first, len) = (run.first as usize, run.len as usize);
-            let mut i = 0;
-            while i < len {
-                // SAFETY: first + len ≤ d_key and one vector beyond is there; f + len ≤ TILE and
-                // one vector beyond is there. What is written beyond is overwritten or unused.
-                unsafe {
-                    let x = V::load(a.query.as_ptr().add(first + i));
-                    x.mul(V::splat(prefix)).store(features.as_mut_ptr().add(f + i));
-                }
-                i += V::LANES;
-            }
-            f += len;
-        }
+        // SAFETY: lengths were checked above: `features` has a tile and a vector, `stack` a place
+        // per order.
+        unsafe { features_of_one::<V>(basis, tile, a.query, features, stack.as_mut_ptr()) };
         // Weights: features times multiplicity and coefficient; zero beyond the tile.
-        let weigh = |f: usize, x: V::Elem| x * multiplicities[tile.start + f] * coefficient;
-        for (f, x) in features[..tile.len].iter_mut().enumerate() {
-            *x = weigh(f, *x);
+        let multiplicities = &multiplicities[tile.start..tile.start + tile.len];
+        for (x, &m) in features.iter_mut().zip(multiplicities) {
+            *x = *x * (m * coefficient);
         }
         features[tile.len..tile.len + V::LANES].fill(V::Elem::ZERO);
         // SAFETY: lengths were checked above.
@@ -163,7 +189,9 @@ pub(in crate::arch) unsafe fn read_one<V: Vector>(a: &mut ReadOne<'_, V::Elem>) 
 /// The machine has V's instructions.
 #[inline(always)]
 pub(in crate::arch) unsafe fn weigh_one<V: Vector>(a: &mut WeighOne<'_, V::Elem>, d_key: usize) {
-    let Some((&top, rest)) = a.coefficients.split_last() else { return };
+    let Some((&top, rest)) = a.coefficients.split_last() else {
+        return;
+    };
     assert!(a.count <= a.ld && a.ld.is_multiple_of(V::LANES));
     assert!(a.query.len() >= d_key && a.keys.len() >= (d_key + 1) * a.ld);
     assert!(a.values.len() >= a.count * a.d_value + V::LANES);

@@ -106,7 +106,9 @@ where
 {
     check(a);
     let (nq, nk) = (a.queries.count, a.keys.count);
-    let Some((&top, rest)) = a.coefficients.split_last() else { return };
+    let Some((&top, rest)) = a.coefficients.split_last() else {
+        return;
+    };
     // SAFETY: lengths were checked just now; the panel is TILE × PANEL.
     unsafe {
         logits::<G>(a);

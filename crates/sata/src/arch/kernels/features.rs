@@ -88,11 +88,8 @@ unsafe fn group<V: Vector, const W: usize>(
         for run in runs {
             let keep = run.keep as usize;
             // Level l of the stack is the weight times the first l + 1 indices.
-            let mut prefix = if keep == 0 {
-                root
-            } else {
-                load::<V, W>(stack.add((keep - 1) * PANEL))
-            };
+            let mut prefix =
+                if keep == 0 { root } else { load::<V, W>(stack.add((keep - 1) * PANEL)) };
             for level in keep..width {
                 let row = load::<V, W>(x.add(*indices.add(level) as usize * tokens.ld));
                 for w in 0..W {

@@ -15,8 +15,8 @@ mod sums;
 
 /// The kernels over any [`Vector`](super::vector::Vector).
 pub(super) mod vector_kernels {
-    pub(in crate::arch) use super::decode::{read_one, weigh_one};
     pub(in crate::arch) use super::cache::cache_one;
+    pub(in crate::arch) use super::decode::{read_one, weigh_one};
     pub(in crate::arch) use super::direct::{exponential, polynomial};
     pub(in crate::arch) use super::sums::{absorb, fold, pack, read};
 }
