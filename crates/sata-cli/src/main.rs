@@ -1,11 +1,15 @@
 //! The program `sata`: attention at constant cost per token, from files.
 
+mod attend;
 mod bench;
 mod cost;
+mod errors;
 mod failure;
+mod machine;
 mod numbers;
 mod output;
 mod plot;
+mod softmax;
 mod table;
 mod tensors;
 
@@ -25,6 +29,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Compute attention over tensors in a file
+    Attend(attend::AttendArgs),
     /// Print what attention of given sizes costs, and where the fixed cost meets the growing one
     Cost(cost::CostArgs),
     /// Measure this machine
@@ -50,6 +56,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Outcome {
     match &cli.command {
+        Command::Attend(args) => attend::run(args),
         Command::Cost(args) => cost::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),
     }

@@ -25,16 +25,8 @@ pub fn figure(heads: &[(usize, usize)], terms: &[usize], tokens: &[u64]) -> Figu
         } else {
             format!("d_K = {d_key}, d_V = {d_value}")
         };
-        keys.push(Key::line(
-            format!("constant cost, {size}"),
-            color,
-            Style::Solid,
-        ));
-        keys.push(Key::line(
-            format!("conventional, {size}"),
-            color,
-            Style::Dashed,
-        ));
+        keys.push(Key::line(format!("constant cost, {size}"), color, Style::Solid));
+        keys.push(Key::line(format!("conventional, {size}"), color, Style::Dashed));
     }
     Figure {
         title: "Constant cost per token against the cost of conventional attention".into(),
@@ -99,10 +91,7 @@ fn panel(quantity: &dyn Quantity, heads: &[(usize, usize)], [low, high]: [f64; 2
         let fixed = quantity.fixed(d_key, d_value);
         let growing = |tokens: f64| quantity.growing(d_key, d_value, tokens as u128);
         values.extend([fixed, growing(low), growing(high)]);
-        marks.push(Mark::dashed(
-            vec![(low, growing(low)), (high, growing(high))],
-            color,
-        ));
+        marks.push(Mark::dashed(vec![(low, growing(low)), (high, growing(high))], color));
         marks.push(Mark::line(vec![(low, fixed), (high, fixed)], color));
     }
     Panel {

@@ -13,7 +13,7 @@ use crate::output::{say, say_json};
 use crate::plot;
 
 pub use figure::figure;
-pub use report::{Cost, Head};
+pub use report::Cost;
 
 /// Arguments of `sata cost`.
 #[derive(Debug, Args)]

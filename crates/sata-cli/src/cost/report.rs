@@ -127,18 +127,12 @@ impl Conventional {
 impl Cost {
     /// Costs of all combinations.
     pub fn new(sizes: &[(usize, usize)], terms: &[usize], tokens: &[u64]) -> Self {
-        let mut cost = Cost {
-            heads: vec![],
-            conventional: vec![],
-        };
+        let mut cost = Cost { heads: vec![], conventional: vec![] };
         for &(d_key, d_value) in sizes {
-            let heads: Vec<Head> = terms
-                .iter()
-                .map(|&terms| Head::new(d_key, d_value, terms))
-                .collect();
+            let heads: Vec<Head> =
+                terms.iter().map(|&terms| Head::new(d_key, d_value, terms)).collect();
             for &n in tokens {
-                cost.conventional
-                    .push(Conventional::new(d_key, d_value, n, &heads));
+                cost.conventional.push(Conventional::new(d_key, d_value, n, &heads));
             }
             cost.heads.extend(heads);
         }
@@ -197,30 +191,13 @@ impl Cost {
     }
 
     fn growing_table(&self) -> String {
-        let mut headings: Vec<String> = [
-            "d_K",
-            "d_V",
-            "tokens",
-            "cache",
-            "f32",
-            "FLOPs, text",
-            "FLOPs, code",
-        ]
-        .map(String::from)
-        .to_vec();
+        let mut headings: Vec<String> =
+            ["d_K", "d_V", "tokens", "cache", "f32", "FLOPs, text", "FLOPs, code"]
+                .map(String::from)
+                .to_vec();
         if let Some(first) = self.conventional.first() {
-            headings.extend(
-                first
-                    .memory_ratios
-                    .iter()
-                    .map(|r| format!("mem P={}", r.terms)),
-            );
-            headings.extend(
-                first
-                    .flops_ratios
-                    .iter()
-                    .map(|r| format!("FLOP P={}", r.terms)),
-            );
+            headings.extend(first.memory_ratios.iter().map(|r| format!("mem P={}", r.terms)));
+            headings.extend(first.flops_ratios.iter().map(|r| format!("FLOP P={}", r.terms)));
         }
         let row = |c: &Conventional| {
             let mut cells = vec![
@@ -237,10 +214,7 @@ impl Cost {
             cells
         };
         let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
-        table(
-            &headings,
-            &self.conventional.iter().map(row).collect::<Vec<_>>(),
-        )
+        table(&headings, &self.conventional.iter().map(row).collect::<Vec<_>>())
     }
 }
 

@@ -57,25 +57,14 @@ impl Axis {
 
     /// A logarithmic axis.
     pub fn log(label: impl Into<String>, low: f64, high: f64, numerals: Numerals) -> Self {
-        Axis {
-            log: true,
-            numerals,
-            ..Axis::linear(label, low, high)
-        }
+        Axis { log: true, numerals, ..Axis::linear(label, low, high) }
     }
 
     /// An axis of named places.
     pub fn named(label: impl Into<String>, names: Vec<String>) -> Self {
         let high = names.len() as f64 - 0.5;
-        let names = names
-            .into_iter()
-            .enumerate()
-            .map(|(i, name)| (i as f64, name))
-            .collect();
-        Axis {
-            names,
-            ..Axis::linear(label, -0.5, high)
-        }
+        let names = names.into_iter().enumerate().map(|(i, name)| (i as f64, name)).collect();
+        Axis { names, ..Axis::linear(label, -0.5, high) }
     }
 
     /// A logarithmic axis over whole decades that hold all positive `values`.
@@ -84,10 +73,7 @@ impl Axis {
         values: impl IntoIterator<Item = f64>,
         numerals: Numerals,
     ) -> Self {
-        let logs = values
-            .into_iter()
-            .filter(|x| *x > 0.0 && x.is_finite())
-            .map(f64::log10);
+        let logs = values.into_iter().filter(|x| *x > 0.0 && x.is_finite()).map(f64::log10);
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for x in logs {
             // A value that is a power of ten but for rounding ends its decade.
@@ -113,17 +99,10 @@ impl Axis {
     /// Its ticks, in order of place.
     pub fn ticks(&self) -> Vec<Tick> {
         if !self.names.is_empty() {
-            let tick = |(at, name): &(f64, String)| Tick {
-                at: *at,
-                label: Some(name.clone()),
-            };
+            let tick = |(at, name): &(f64, String)| Tick { at: *at, label: Some(name.clone()) };
             return self.names.iter().map(tick).collect();
         }
-        if self.log {
-            self.log_ticks()
-        } else {
-            self.linear_ticks()
-        }
+        if self.log { self.log_ticks() } else { self.linear_ticks() }
     }
 
     fn inside(&self, at: f64) -> bool {
@@ -131,10 +110,7 @@ impl Axis {
     }
 
     fn log_ticks(&self) -> Vec<Tick> {
-        let (first, last) = (
-            self.low.log10().floor() as i32,
-            self.high.log10().ceil() as i32,
-        );
+        let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
         let decades = (last - first).max(1) as usize;
         let every = decades.div_ceil(MANY) as i32;
         let mut ticks = vec![];
@@ -147,10 +123,7 @@ impl Axis {
                     _ => false,
                 };
                 if self.inside(at) && (digit == 1 || decades <= FINE) {
-                    ticks.push(Tick {
-                        at,
-                        label: labelled.then(|| self.number(at)),
-                    });
+                    ticks.push(Tick { at, label: labelled.then(|| self.number(at)) });
                 }
             }
         }
@@ -161,18 +134,11 @@ impl Axis {
         let rough = (self.high - self.low) / 6.0;
         let power = 10f64.powf(rough.log10().floor());
         let steps = [1.0, 2.0, 5.0, 10.0];
-        let step = power
-            * steps
-                .into_iter()
-                .find(|s| s * power >= rough * 0.999)
-                .unwrap_or(10.0);
+        let step = power * steps.into_iter().find(|s| s * power >= rough * 0.999).unwrap_or(10.0);
         let mut ticks = vec![];
         let mut i = (self.low / step).ceil();
         while i * step <= self.high + 1e-9 * step {
-            ticks.push(Tick {
-                at: i * step,
-                label: Some(self.number(i * step)),
-            });
+            ticks.push(Tick { at: i * step, label: Some(self.number(i * step)) });
             i += 1.0;
         }
         ticks
@@ -185,20 +151,12 @@ impl Axis {
                 let decade = x.log10().floor();
                 let digit = (x / 10f64.powf(decade)).round();
                 let power = format!("10{}", superscript(decade as i32));
-                if digit == 1.0 {
-                    power
-                } else {
-                    format!("{digit}·{power}")
-                }
+                if digit == 1.0 { power } else { format!("{digit}·{power}") }
             }
             Numerals::Plain => {
                 let text = format!("{:.4}", x);
                 let text = text.trim_end_matches('0').trim_end_matches('.');
-                let text = if text == "-0" || text.is_empty() {
-                    "0"
-                } else {
-                    text
-                };
+                let text = if text == "-0" || text.is_empty() { "0" } else { text };
                 text.replace('-', "−")
             }
         }
@@ -232,28 +190,19 @@ mod tests {
     use super::*;
 
     fn labels(axis: &Axis) -> Vec<String> {
-        axis.ticks()
-            .into_iter()
-            .filter_map(|tick| tick.label)
-            .collect()
+        axis.ticks().into_iter().filter_map(|tick| tick.label).collect()
     }
 
     #[test]
     fn ticks_are_round_numbers_inside_the_range() {
-        assert_eq!(
-            labels(&Axis::linear("", -5.0, 0.0)),
-            ["−5", "−4", "−3", "−2", "−1", "0"]
-        );
+        assert_eq!(labels(&Axis::linear("", -5.0, 0.0)), ["−5", "−4", "−3", "−2", "−1", "0"]);
         assert_eq!(
             labels(&Axis::linear("", 0.0, 0.3)),
             ["0", "0.05", "0.1", "0.15", "0.2", "0.25", "0.3"]
         );
         let tokens = Axis::log("", 1e3, 1e8, Numerals::Counts);
         assert_eq!(labels(&tokens), ["1K", "10K", "100K", "1M", "10M", "100M"]);
-        assert_eq!(
-            labels(&Axis::log("", 1e-12, 1e-2, Numerals::Powers))[0],
-            "10⁻¹²"
-        );
+        assert_eq!(labels(&Axis::log("", 1e-12, 1e-2, Numerals::Powers))[0], "10⁻¹²");
     }
 
     #[test]

@@ -66,24 +66,10 @@ pub fn scene(figure: &Figure) -> Scene {
     let mut scene = Scene::new(width, height);
     scene.font_family = Some(FONT.into());
     scene.text_color = Some(INK.into());
-    text(
-        &mut scene,
-        (width / 2.0, MARGIN + 14.0),
-        &figure.title,
-        17,
-        TextAnchor::Middle,
-        INK,
-    );
+    text(&mut scene, (width / 2.0, MARGIN + 14.0), &figure.title, 17, TextAnchor::Middle, INK);
     for (i, line) in figure.subtitle.iter().enumerate() {
         let y = MARGIN + 34.0 + 17.0 * i as f64;
-        text(
-            &mut scene,
-            (width / 2.0, y),
-            line,
-            12,
-            TextAnchor::Middle,
-            "#555555",
-        );
+        text(&mut scene, (width / 2.0, y), line, 12, TextAnchor::Middle, "#555555");
     }
     for (i, panel) in figure.panels.iter().enumerate() {
         let (row, column) = ((i / columns) as f64, (i % columns) as f64);
@@ -117,31 +103,14 @@ fn draw_panel(scene: &mut Scene, panel: &Panel, frame: &Frame, index: usize) {
     scene.elements.push(Primitive::ClipEnd);
     for (from, to) in [
         ((frame.left, frame.top), (frame.left, frame.bottom())),
-        (
-            (frame.left, frame.bottom()),
-            (frame.right(), frame.bottom()),
-        ),
+        ((frame.left, frame.bottom()), (frame.right(), frame.bottom())),
     ] {
         line(scene, from, to, INK, 1.0);
     }
     let middle = frame.left + WIDTH / 2.0;
-    text(
-        scene,
-        (middle, frame.top - 12.0),
-        &panel.title,
-        14,
-        TextAnchor::Middle,
-        INK,
-    );
+    text(scene, (middle, frame.top - 12.0), &panel.title, 14, TextAnchor::Middle, INK);
     let below = frame.bottom() + 38.0;
-    text(
-        scene,
-        (middle, below),
-        &panel.x.label,
-        12,
-        TextAnchor::Middle,
-        INK,
-    );
+    text(scene, (middle, below), &panel.x.label, 12, TextAnchor::Middle, INK);
     scene.elements.push(Primitive::Text {
         x: frame.left - 60.0,
         y: frame.top + HEIGHT / 2.0,
@@ -158,52 +127,22 @@ fn draw_grid(scene: &mut Scene, panel: &Panel, frame: &Frame) {
     // Faint lines first, so that the stronger ones lie over them.
     for labelled in [false, true] {
         let shade = if labelled { FAINT } else { FAINTER };
-        for tick in panel
-            .x
-            .ticks()
-            .iter()
-            .filter(|tick| tick.label.is_some() == labelled)
-        {
+        for tick in panel.x.ticks().iter().filter(|tick| tick.label.is_some() == labelled) {
             let x = frame.x(&panel.x, tick.at);
             if panel.x.names.is_empty() {
                 line(scene, (x, frame.top), (x, frame.bottom()), shade, 1.0);
             }
             if let Some(label) = &tick.label {
-                line(
-                    scene,
-                    (x, frame.bottom()),
-                    (x, frame.bottom() + 4.0),
-                    INK,
-                    1.0,
-                );
-                text(
-                    scene,
-                    (x, frame.bottom() + 17.0),
-                    label,
-                    11,
-                    TextAnchor::Middle,
-                    INK,
-                );
+                line(scene, (x, frame.bottom()), (x, frame.bottom() + 4.0), INK, 1.0);
+                text(scene, (x, frame.bottom() + 17.0), label, 11, TextAnchor::Middle, INK);
             }
         }
-        for tick in panel
-            .y
-            .ticks()
-            .iter()
-            .filter(|tick| tick.label.is_some() == labelled)
-        {
+        for tick in panel.y.ticks().iter().filter(|tick| tick.label.is_some() == labelled) {
             let y = frame.y(&panel.y, tick.at);
             line(scene, (frame.left, y), (frame.right(), y), shade, 1.0);
             if let Some(label) = &tick.label {
                 line(scene, (frame.left - 4.0, y), (frame.left, y), INK, 1.0);
-                text(
-                    scene,
-                    (frame.left - 7.0, y + 4.0),
-                    label,
-                    11,
-                    TextAnchor::End,
-                    INK,
-                );
+                text(scene, (frame.left - 7.0, y + 4.0), label, 11, TextAnchor::End, INK);
             }
         }
     }
@@ -212,16 +151,9 @@ fn draw_grid(scene: &mut Scene, panel: &Panel, frame: &Frame) {
 fn draw_mark(scene: &mut Scene, panel: &Panel, frame: &Frame, mark: &Mark) {
     let at = |(x, y): (f64, f64)| (frame.x(&panel.x, x), frame.y(&panel.y, y));
     match mark {
-        Mark::Line {
-            points,
-            color,
-            style,
-        } => {
-            let points: Vec<_> = points
-                .iter()
-                .filter(|p| p.1.is_finite())
-                .map(|&p| at(p))
-                .collect();
+        Mark::Line { points, color, style } => {
+            let points: Vec<_> =
+                points.iter().filter(|p| p.1.is_finite()).map(|&p| at(p)).collect();
             curve(scene, &points, color, *style);
         }
         Mark::Dots { points, color } => {
@@ -238,21 +170,13 @@ fn draw_mark(scene: &mut Scene, panel: &Panel, frame: &Frame, mark: &Mark) {
                 });
             }
         }
-        Mark::Band {
-            points,
-            color,
-            opacity,
-        } => {
+        Mark::Band { points, color, opacity } => {
             let upper = points.iter().map(|&(x, _, high)| at((x, high)));
             let lower = points.iter().rev().map(|&(x, low, _)| at((x, low)));
             let outline: Vec<_> = upper.chain(lower).collect();
             area(scene, &outline, color, *opacity);
         }
-        Mark::Bars {
-            bars,
-            color,
-            opacity,
-        } => {
+        Mark::Bars { bars, color, opacity } => {
             for &(left, right, top) in bars {
                 let (x0, y) = at((left, top));
                 let (x1, _) = at((right, top));
@@ -262,37 +186,13 @@ fn draw_mark(scene: &mut Scene, panel: &Panel, frame: &Frame, mark: &Mark) {
         }
         Mark::Level { y, label, color } => {
             let y = frame.y(&panel.y, *y);
-            curve(
-                scene,
-                &[(frame.left, y), (frame.right(), y)],
-                color,
-                Style::Dotted,
-            );
-            text(
-                scene,
-                (frame.right() - 4.0, y - 4.0),
-                label,
-                10,
-                TextAnchor::End,
-                color,
-            );
+            curve(scene, &[(frame.left, y), (frame.right(), y)], color, Style::Dotted);
+            text(scene, (frame.right() - 4.0, y - 4.0), label, 10, TextAnchor::End, color);
         }
         Mark::Place { x, label, color } => {
             let x = frame.x(&panel.x, *x);
-            curve(
-                scene,
-                &[(x, frame.top), (x, frame.bottom())],
-                color,
-                Style::Dotted,
-            );
-            text(
-                scene,
-                (x + 4.0, frame.top + 11.0),
-                label,
-                10,
-                TextAnchor::Start,
-                color,
-            );
+            curve(scene, &[(x, frame.top), (x, frame.bottom())], color, Style::Dotted);
+            text(scene, (x + 4.0, frame.top + 11.0), label, 10, TextAnchor::Start, color);
         }
     }
 }
@@ -321,23 +221,12 @@ fn draw_keys(scene: &mut Scene, keys: &[Key], column: f64, (left, y): (f64, f64)
         match key.style {
             Some(style) => curve(scene, &[(x, y), (x + 26.0, y)], &key.color, style),
             None => {
-                let outline = [
-                    (x, y - 5.0),
-                    (x + 26.0, y - 5.0),
-                    (x + 26.0, y + 5.0),
-                    (x, y + 5.0),
-                ];
+                let outline =
+                    [(x, y - 5.0), (x + 26.0, y - 5.0), (x + 26.0, y + 5.0), (x, y + 5.0)];
                 area(scene, &outline, &key.color, 0.6);
             }
         }
-        text(
-            scene,
-            (x + 32.0, y + 4.0),
-            &key.label,
-            12,
-            TextAnchor::Start,
-            INK,
-        );
+        text(scene, (x + 32.0, y + 4.0), &key.label, 12, TextAnchor::Start, INK);
     }
 }
 
@@ -423,10 +312,7 @@ fn dashes(points: &[(f64, f64)], on: f64, off: f64) -> Vec<Vec<(f64, f64)>> {
                 break;
             }
             let part = left / rest;
-            from = (
-                from.0 + part * (to.0 - from.0),
-                from.1 + part * (to.1 - from.1),
-            );
+            from = (from.0 + part * (to.0 - from.0), from.1 + part * (to.1 - from.1));
             if drawing {
                 piece.push(from);
                 pieces.push(std::mem::take(&mut piece));
@@ -451,10 +337,8 @@ mod tests {
     #[test]
     fn dashes_cover_their_share_of_the_line() {
         let points: Vec<(f64, f64)> = (0..100).map(|i| (f64::from(i), 0.0)).collect();
-        let length: f64 = dashes(&points, 7.0, 4.0)
-            .iter()
-            .map(|dash| dash[dash.len() - 1].0 - dash[0].0)
-            .sum();
+        let length: f64 =
+            dashes(&points, 7.0, 4.0).iter().map(|dash| dash[dash.len() - 1].0 - dash[0].0).sum();
         assert!((length - 99.0 * 7.0 / 11.0).abs() < 7.0, "{length}");
     }
 

@@ -112,47 +112,28 @@ pub enum Mark {
 impl Key {
     /// An entry for a line.
     pub fn line(label: impl Into<String>, color: &str, style: Style) -> Self {
-        Key {
-            label: label.into(),
-            color: color.into(),
-            style: Some(style),
-        }
+        Key { label: label.into(), color: color.into(), style: Some(style) }
     }
 
     /// An entry for bars or bands.
     pub fn area(label: impl Into<String>, color: &str) -> Self {
-        Key {
-            label: label.into(),
-            color: color.into(),
-            style: None,
-        }
+        Key { label: label.into(), color: color.into(), style: None }
     }
 }
 
 impl Mark {
     /// An unbroken line.
     pub fn line(points: Vec<(f64, f64)>, color: &str) -> Self {
-        Mark::Line {
-            points,
-            color: color.into(),
-            style: Style::Solid,
-        }
+        Mark::Line { points, color: color.into(), style: Style::Solid }
     }
 
     /// A dashed line.
     pub fn dashed(points: Vec<(f64, f64)>, color: &str) -> Self {
-        Mark::Line {
-            points,
-            color: color.into(),
-            style: Style::Dashed,
-        }
+        Mark::Line { points, color: color.into(), style: Style::Dashed }
     }
 
     /// Dots.
     pub fn dots(points: Vec<(f64, f64)>, color: &str) -> Self {
-        Mark::Dots {
-            points,
-            color: color.into(),
-        }
+        Mark::Dots { points, color: color.into() }
     }
 }

@@ -15,9 +15,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::write_file;
 
 /// Colours that stay apart for the colour-blind and in print (Paul Tol's vibrant scheme).
-pub const COLORS: [&str; 6] = [
-    "#0077bb", "#009988", "#ee7733", "#cc3311", "#aa3377", "#555555",
-];
+pub const COLORS: [&str; 6] = ["#0077bb", "#009988", "#ee7733", "#cc3311", "#aa3377", "#555555"];
 
 /// Pixels of a PNG per unit of the drawing.
 const PNG_SCALE: f32 = 2.0;
@@ -28,11 +26,7 @@ pub fn svg(figure: &Figure) -> String {
     let text = kuva::backend::svg::SvgBackend::new().render_scene(&scene);
     // With a view box the picture scales with the page that shows it.
     let (width, height) = (scene.width, scene.height);
-    text.replacen(
-        "<svg ",
-        &format!("<svg viewBox=\"0 0 {width} {height}\" "),
-        1,
-    )
+    text.replacen("<svg ", &format!("<svg viewBox=\"0 0 {width} {height}\" "), 1)
 }
 
 /// A figure as the bytes of a PNG.

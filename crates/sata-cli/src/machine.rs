@@ -1,0 +1,46 @@
+//! What this machine has: memory, threads.
+
+use crate::failure::{Failure, Outcome};
+
+/// Bytes that can still be allocated, where the system says (Linux).
+pub fn available_memory() -> Option<u128> {
+    meminfo("MemAvailable:")
+}
+
+/// Bytes of memory, where the system says (Linux).
+pub fn total_memory() -> Option<u128> {
+    meminfo("MemTotal:")
+}
+
+fn meminfo(field: &str) -> Option<u128> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    let kib: u128 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The processor's own name, where the system says (Linux).
+pub fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+/// Makes the thread pool that all work runs on; all processors when `threads` is not given.
+///
+/// # Errors
+/// When the system has no threads to give.
+pub fn set_threads(threads: Option<usize>) -> Outcome {
+    let Some(threads) = threads else {
+        return Ok(());
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| Failure::new(format!("--threads {threads}: {error}")))
+}
+
+/// Threads that work runs on.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
