@@ -64,7 +64,7 @@ pub struct Run {
     pub len: u32,
 }
 
-/// Up to [`TILE`] consecutive features of one order.
+/// Up to 64 consecutive features of one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// The order p.

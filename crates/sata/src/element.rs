@@ -14,7 +14,7 @@ mod sealed {
     impl Sealed for half::f16 {}
 }
 
-/// What a tensor holds: `f32`, `f64`, [`bf16`] or [`f16`].
+/// What a tensor holds: `f32`, `f64`, or `bf16` and `f16` of the crate `half`.
 pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     /// The type that arithmetic on it is done in: `f64` for `f64`, `f32` for the others.
     type Compute: Real;

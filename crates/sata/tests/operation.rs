@@ -197,3 +197,24 @@ fn any_split_gives_the_same_numbers() {
         }
     }
 }
+
+#[test]
+fn features_split_over_threads_and_stretches_of_chunks() {
+    // One head on three threads: its features are split, and its chunks are more than a stretch.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    pool.install(|| {
+        let mut rng = rng();
+        let sizes = Sizes::self_attention(1500, 9, 11);
+        let plan = plan(9, 11, 5, &Series::Taylor).with_form(Form::State);
+        let recipe = plan.recipe::<f64>([1, 1], [1500, 1500], true, false, 3);
+        assert!(recipe.slices > 1 && 1500 > 8 * recipe.chunk, "{recipe:?} does not test this");
+        let inputs = Inputs::<f64>::new(&mut rng, sizes);
+        for causal in [true, false] {
+            let want = inputs.oracle(5, &Series::Taylor, causal);
+            assert_close("split", &run(&plan, &inputs, causal), &want, 1e-12);
+        }
+        let inputs = Inputs::<f32>::new(&mut rng, sizes);
+        let want = inputs.oracle(5, &Series::Taylor, true);
+        assert_close("split", &run(&plan, &inputs, true), &want, 1e-5);
+    });
+}

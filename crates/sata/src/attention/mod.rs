@@ -67,7 +67,7 @@ impl Plan {
         };
         let diagnostics = match state {
             Some(state) if causal && queries == 1 && keys == 1 => {
-                step::steps(self, &pieces, &rows, state)
+                step::steps(self, &pieces, &rows, shape.group, state)
             }
             Some(state) => stream::stream(self, &pieces, &rows, sizes, causal, state)?,
             None => match self.choose::<E>(sizes).form {

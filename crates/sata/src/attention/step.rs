@@ -9,7 +9,7 @@ use crate::state::{FoldWork, HeadState};
 use crate::view::Rows;
 use crate::{Diagnostics, Element, Plan, Real, State, parallel};
 
-/// Heads that one task steps: enough to hide the cost of handing a task out.
+/// Features that one task reads: enough to hide the cost of handing a task out.
 const TASK_FEATURES: usize = 1 << 15;
 
 /// What all heads of a step share.
@@ -41,69 +41,53 @@ pub(super) fn steps<E: Element>(
     plan: &Plan,
     pieces: &[Piece<'_, E>],
     rows: &Rows<'_, E>,
+    group: usize,
     state: &mut State<E::Compute>,
 ) -> Diagnostics {
     let basis = state.basis.clone();
     let env = Env::<E>::new(plan, &basis);
     let block = plan.spec().block();
-    let mut total = Diagnostics::default();
+    let each = TASK_FEATURES.div_ceil(basis.len()).max(1);
+    let mut tasks = vec![];
     for (piece, sequence) in pieces.iter().zip(&mut state.sequences) {
         let open = sequence.open;
-        let group = piece.q.shape()[1] / sequence.heads.len();
-        let each = TASK_FEATURES.div_ceil(basis.len()).max(1);
-        let mut tasks: Vec<(usize, &mut [HeadState<E::Compute>])> = sequence
-            .heads
-            .chunks_mut(each)
-            .enumerate()
-            .map(|(i, heads)| (i * each, heads))
-            .collect();
-        let part = parallel::map_reduce(
-            &mut tasks,
-            Diagnostics::default(),
-            |(first, heads)| {
-                let mut found = Diagnostics::default();
-                let mut work = None;
-                for i in 0..heads.len() {
-                    if let Some(next) = heads.get(i + 1) {
-                        next.prefetch(open + 1);
-                    }
-                    let head = &mut heads[i];
-                    let kv_head = *first + i;
-                    append(piece, kv_head, head, open, env.d_value);
-                    for g in 0..group {
-                        let query_head = kv_head * group + g;
-                        let scratch = &mut head.scratch;
-                        let (sums, open_block) = (&head.sums, &head.open);
-                        // SAFETY: tasks answer disjoint heads.
-                        found = found.merged(unsafe {
-                            one(
-                                &env,
-                                piece,
-                                query_head,
-                                0,
-                                rows,
-                                sums,
-                                open_block,
-                                open + 1,
-                                scratch,
-                            )
-                        });
-                    }
-                    if open + 1 == block {
-                        let work =
-                            work.get_or_insert_with(|| FoldWork::new(plan.spec(), env.kernels));
-                        head.fold_open(env.basis, block, work);
-                    }
-                }
-                found
-            },
-            Diagnostics::merged,
-        );
-        total = total.merged(part);
         sequence.position += 1;
         sequence.open = (open + 1) % block;
+        for (i, heads) in sequence.heads.chunks_mut(each).enumerate() {
+            tasks.push((piece, open, i * each, heads));
+        }
     }
-    total
+    parallel::map_reduce(
+        &mut tasks,
+        Diagnostics::default(),
+        |(piece, open, first, heads)| {
+            let open = *open;
+            let mut found = Diagnostics::default();
+            let mut work = None;
+            for i in 0..heads.len() {
+                if let Some(next) = heads.get(i + 1) {
+                    next.prefetch(open + 1);
+                }
+                let head = &mut heads[i];
+                let kv_head = *first + i;
+                append(piece, kv_head, head, open, env.d_value);
+                for query_head in kv_head * group..(kv_head + 1) * group {
+                    let HeadState { sums, open: tokens, scratch } = &mut *head;
+                    // SAFETY: tasks answer disjoint heads.
+                    let part = unsafe {
+                        one(&env, piece, query_head, 0, rows, sums, tokens, open + 1, scratch)
+                    };
+                    found = found.merged(part);
+                }
+                if open + 1 == block {
+                    let work = work.get_or_insert_with(|| FoldWork::new(plan.spec(), env.kernels));
+                    head.fold_open(env.basis, block, work);
+                }
+            }
+            found
+        },
+        Diagnostics::merged,
+    )
 }
 
 /// Puts the piece's only token at place `open` of the open block.
