@@ -737,3 +737,48 @@ fn fill<T: Real, R: Read>(
     }
     Ok(clean)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of what is in a folder.
+    fn names(folder: &Path) -> Vec<std::ffi::OsString> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("past");
+        fs::write(&path, "old").unwrap();
+        let full = |file: &mut File| {
+            file.write_all(b"half of the ne")?;
+            Err(io::ErrorKind::StorageFull.into())
+        };
+        let error = replace(&path, full).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("past: writing a file beside it"), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["past"]);
+
+        // So does a program that ends in the middle of it.
+        let ended = std::panic::catch_unwind(|| replace(&path, |_| panic!("in the middle")));
+        assert!(ended.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["past"]);
+
+        replace(&path, |file| file.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["past"]);
+    }
+
+    #[test]
+    fn a_name_alone_is_a_file_of_the_working_folder() {
+        let name = format!("state-{}.tmp", std::process::id());
+        replace(Path::new(&name), |file| file.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&name).unwrap(), b"new");
+        fs::remove_file(&name).unwrap();
+    }
+}

@@ -238,6 +238,8 @@ impl<T: Real> FoldWork<T> {
         far: &mut Far<'_, T>,
     ) {
         let tile = &basis.tiles()[tile];
+        // A state may hold higher orders than the plan that goes on with it.
+        self.scratch.stack.grown((tile.order + 1) * PANEL);
         let rows = tile.len.next_multiple_of(16).min(TILE);
         self.sums[..rows * self.padded].fill(T::ZERO);
         self.z[..rows * TOKENS].fill(T::ZERO);
