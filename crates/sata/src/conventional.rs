@@ -83,7 +83,7 @@ pub fn decode<T: Real>(
     out: &mut [T],
 ) -> Result<(), Error> {
     let (d_key, d_value) = (query.len(), out.len());
-    if d_key == 0 || d_value == 0 || keys.is_empty() || keys.len() % d_key != 0 {
+    if d_key == 0 || d_value == 0 || keys.is_empty() || !keys.len().is_multiple_of(d_key) {
         return Err(Error::shape("keys", &[keys.len()], format!("rows of {d_key}, at least one")));
     }
     let n = keys.len() / d_key;

@@ -116,6 +116,9 @@ pub(crate) fn prefetch<T>(p: *const T) {
     let _ = p;
 }
 
+/// (sums, z, multiplicities, coefficient, d_value, out, out_z).
+type Pack<T> = unsafe fn(&[T], &[T], &[T], T, usize, &mut [T], &mut [T]);
+
 /// The kernels of one level and element type.
 ///
 /// Every function is unsafe for one reason: the machine must have the level's instructions. A
@@ -133,8 +136,7 @@ pub struct Kernels<T> {
     pub(crate) prepared_len: fn(padded: usize) -> usize,
     pub(crate) read: unsafe fn(&mut Read<'_, T>),
     pub(crate) absorb: unsafe fn(&mut Absorb<'_, T>),
-    /// (sums, z, multiplicities, coefficient, d_value, out, out_z).
-    pub(crate) pack: unsafe fn(&[T], &[T], &[T], T, usize, &mut [T], &mut [T]),
+    pub(crate) pack: Pack<T>,
     /// (rows `[tokens][padded]`, tokens, padded, out).
     pub(crate) prepare: unsafe fn(&[T], usize, usize, &mut [T]),
     /// (sums, z, len, d_value, far).

@@ -90,7 +90,7 @@ impl<T: Real> Weighing<T> {
         let mut num = Buffer::zeroed(PANEL * padded);
         let mut den = Buffer::zeroed(PANEL);
         let mut max = Buffer::zeroed(PANEL);
-        let mut scratch = Scratch::new(1);
+        let mut scratch = Scratch::direct();
         let mut found = Diagnostics::default();
         let (kernel, coefficients) = match &self.weight {
             Weight::Polynomial(coefficients) => (self.kernels.polynomial, &coefficients[..]),

@@ -80,7 +80,8 @@ pub(super) fn steps<E: Element>(
                     found = found.merged(part);
                 }
                 if open + 1 == block {
-                    let work = work.get_or_insert_with(|| FoldWork::new(plan.spec(), env.kernels));
+                    let work = work
+                        .get_or_insert_with(|| FoldWork::new(env.basis, env.d_value, env.kernels));
                     head.fold_open(env.basis, block, work);
                 }
             }

@@ -120,7 +120,7 @@ impl<T: Real> State<T> {
             }
         }
         let kernels = T::kernels(crate::Level::detect()?, self.spec.d_value(), false);
-        let mut work = sums::FoldWork::new(&self.spec, kernels);
+        let mut work = sums::FoldWork::new(&self.basis, self.spec.d_value(), kernels);
         for (mine, other) in self.sequences.iter_mut().zip(&next.sequences) {
             for (head, next) in mine.heads.iter_mut().zip(&other.heads) {
                 // Tokens between two far stretches are far too; the later open block stays open.

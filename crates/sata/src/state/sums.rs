@@ -197,17 +197,17 @@ pub(crate) struct FoldWork<T: 'static> {
 }
 
 impl<T: Real> FoldWork<T> {
-    pub(crate) fn new(spec: &Spec, kernels: &'static Kernels<T>) -> Self {
-        let padded = spec.d_value().next_multiple_of(kernels.lanes);
+    pub(crate) fn new(basis: &Basis, d_value: usize, kernels: &'static Kernels<T>) -> Self {
+        let padded = d_value.next_multiple_of(kernels.lanes);
         FoldWork {
             kernels,
-            d_value: spec.d_value(),
+            d_value,
             padded,
             values: Buffer::zeroed(0),
             prepared: Buffer::zeroed(0),
             sums: Buffer::zeroed(TILE * padded),
             z: Buffer::zeroed(TILE * TOKENS),
-            scratch: Scratch::new(spec.terms()),
+            scratch: Scratch::new(basis),
         }
     }
 

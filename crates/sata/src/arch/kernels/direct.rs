@@ -1,6 +1,6 @@
 //! The direct form: a panel of queries weighs a tile of keys one by one.
 
-use super::gemm::{Left, gemm};
+use super::gemm::{Left, Rows, gemm};
 use super::{Direct, PANEL, TOKENS};
 use crate::Real;
 use crate::arch::vector::{Vector, exp};
@@ -13,7 +13,7 @@ fn check<T: Real>(a: &Direct<'_, T>) {
     assert!(a.keys.x.len() >= a.d_key * a.keys.ld + nk);
     assert!(a.values.len() >= nk * a.padded);
     assert!(a.num.len() >= nq * a.padded && a.den.len() >= nq);
-    assert!(a.coefficients.first().is_some() || a.max.len() >= nq);
+    assert!(!a.coefficients.is_empty() || a.max.len() >= nq);
 }
 
 /// Logits of the panel, `[key][query]`, into the scratch panel.
@@ -28,10 +28,8 @@ unsafe fn logits<V: Vector>(a: &mut Direct<'_, V::Elem>) {
             a.d_key,
             nq,
             Left { base: a.keys.x.as_ptr(), row: 1, step: a.keys.ld },
-            a.queries.x.as_ptr(),
-            a.queries.ld,
-            a.scratch.panel.as_mut_ptr(),
-            PANEL,
+            Rows { base: a.queries.x.as_ptr(), stride: a.queries.ld },
+            Rows { base: a.scratch.panel.as_mut_ptr(), stride: PANEL },
         );
     }
 }
@@ -85,10 +83,8 @@ unsafe fn mix<V: Vector>(a: &mut Direct<'_, V::Elem>) {
             a.keys.count,
             a.padded,
             Left { base: a.scratch.panel.as_ptr(), row: 1, step: PANEL },
-            a.values.as_ptr(),
-            a.padded,
-            a.num.as_mut_ptr(),
-            a.padded,
+            Rows { base: a.values.as_ptr(), stride: a.padded },
+            Rows { base: a.num.as_mut_ptr(), stride: a.padded },
         );
     }
 }

@@ -42,10 +42,20 @@ pub(crate) struct Scratch<T> {
 }
 
 impl<T: Real> Scratch<T> {
-    pub(crate) fn new(terms: usize) -> Self {
+    /// Working memory for the features of `basis`.
+    pub(crate) fn new(basis: &Basis) -> Self {
+        Self::for_orders(basis.orders().last().copied().unwrap_or(0))
+    }
+
+    /// Working memory for the direct form, which makes no features.
+    pub(crate) fn direct() -> Self {
+        Self::for_orders(0)
+    }
+
+    fn for_orders(highest: usize) -> Self {
         Scratch {
             panel: super::Buffer::zeroed(crate::basis::TILE * PANEL),
-            stack: super::Buffer::zeroed((terms + 1) * PANEL),
+            stack: super::Buffer::zeroed(highest * PANEL),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The state form: queries read far sums, keys and values are absorbed into them.
 
 use super::features::{Emit, each_feature};
-use super::gemm::{Left, gemm};
+use super::gemm::{Left, Rows, gemm};
 use super::{Absorb, Far, PANEL, Packed, Read, TOKENS};
 use crate::arch::vector::Vector;
 use crate::basis::TILE;
@@ -21,9 +21,9 @@ impl<V: Vector> Emit<V> for Reading<V> {
         // SAFETY: f < TILE and at + W·LANES ≤ PANEL.
         unsafe {
             let z = V::splat(*self.z.add(f));
-            for w in 0..W {
-                row[w].store(self.panel.add(f * PANEL + at + w * V::LANES));
-                self.total[w] = row[w].mul_add(z, self.total[w]);
+            for (w, row) in row.iter().enumerate() {
+                row.store(self.panel.add(f * PANEL + at + w * V::LANES));
+                self.total[w] = row.mul_add(z, self.total[w]);
             }
         }
     }
@@ -74,10 +74,8 @@ where
             a.tile.len,
             a.padded,
             Left { base: panel, row: 1, step: PANEL },
-            sums.as_ptr(),
-            a.padded,
-            a.num.as_mut_ptr(),
-            a.padded,
+            Rows { base: sums.as_ptr(), stride: a.padded },
+            Rows { base: a.num.as_mut_ptr(), stride: a.padded },
         );
     }
 }
@@ -140,10 +138,8 @@ where
             count,
             a.padded,
             Left { base: panel, row: PANEL, step: 1 },
-            a.values.rows.as_ptr(),
-            a.padded,
-            a.sums.as_mut_ptr(),
-            a.padded,
+            Rows { base: a.values.rows.as_ptr(), stride: a.padded },
+            Rows { base: a.sums.as_mut_ptr(), stride: a.padded },
         );
     }
 }
@@ -179,8 +175,8 @@ pub(in crate::arch) unsafe fn pack<V: Vector>(
             *to = from * weight;
         }
     }
-    for f in 0..whole.min(len) {
-        let weight = multiplicities[f] * coefficient;
+    for (f, &m) in multiplicities[..whole.min(len)].iter().enumerate() {
+        let weight = m * coefficient;
         // SAFETY: the lengths were checked just now.
         unsafe {
             let weight = V::splat(weight);
