@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Piece, finish};
 use crate::arch::{DECODE_SCRATCH, Kernels, ReadOne, TOKENS, WeighOne};
 use crate::basis::Basis;
-use crate::state::{FoldWork, HeadState};
+use crate::state::{FoldWork, HeadState, Open, Sums};
 use crate::view::Rows;
 use crate::{Diagnostics, Element, Plan, Real, State, parallel};
 
@@ -64,18 +64,32 @@ pub(super) fn steps<E: Element>(
             let open = *open;
             let mut found = Diagnostics::default();
             let mut work = None;
+            // One head's working memory serves all of the task: it stays in cache.
+            let mut scratch =
+                heads.first_mut().map(|h| std::mem::take(&mut h.scratch)).unwrap_or_default();
             for i in 0..heads.len() {
+                let ahead = ahead(&heads[i].sums, heads.get(i + 1).map(|next| &next.sums));
                 if let Some(next) = heads.get(i + 1) {
-                    next.prefetch(open + 1);
+                    next.prefetch_open(open + 1);
                 }
                 let head = &mut heads[i];
                 let kv_head = *first + i;
                 append(piece, kv_head, head, open, env.d_value);
                 for query_head in kv_head * group..(kv_head + 1) * group {
-                    let HeadState { sums, open: tokens, scratch } = &mut *head;
+                    let HeadState { sums, open: tokens, .. } = &*head;
                     // SAFETY: tasks answer disjoint heads.
                     let part = unsafe {
-                        one(&env, piece, query_head, 0, rows, sums, tokens, open + 1, scratch)
+                        one(
+                            &env,
+                            piece,
+                            [query_head, 0],
+                            rows,
+                            sums,
+                            ahead,
+                            tokens,
+                            open + 1,
+                            &mut scratch,
+                        )
                     };
                     found = found.merged(part);
                 }
@@ -85,10 +99,25 @@ pub(super) fn steps<E: Element>(
                     head.fold_open(env.basis, block, work);
                 }
             }
+            if let Some(head) = heads.first_mut() {
+                head.scratch = scratch;
+            }
             found
         },
         Diagnostics::merged,
     )
+}
+
+/// Where to ask for memory while `sums` are read: further on in them where they are large, else in
+/// the next head's.
+fn ahead<T: Real>(sums: &Sums<T>, next: Option<&Sums<T>>) -> isize {
+    const FURTHER: usize = 8192;
+    if size_of_val(&sums.sums[..]) >= 8 * FURTHER {
+        return FURTHER as isize;
+    }
+    next.map_or(0, |next| {
+        next.sums.as_ptr().addr().wrapping_sub(sums.sums.as_ptr().addr()) as isize
+    })
 }
 
 /// Puts the piece's only token at place `open` of the open block.
@@ -118,10 +147,21 @@ pub(super) fn read_each<E: Element>(
 ) -> Diagnostics {
     let env = Env::<E>::new(plan, basis);
     let mut scratch = head.scratch.clone();
+    let sums = &head.sums;
     queries.fold(Diagnostics::default(), |found, query| {
         // SAFETY: the caller's task alone answers these queries.
         found.merged(unsafe {
-            one(&env, piece, query_head, query, rows, &head.sums, &head.open, open, &mut scratch)
+            one(
+                &env,
+                piece,
+                [query_head, query],
+                rows,
+                sums,
+                ahead(sums, None),
+                &head.open,
+                open,
+                &mut scratch,
+            )
         })
     })
 }
@@ -134,11 +174,11 @@ pub(super) fn read_each<E: Element>(
 unsafe fn one<E: Element>(
     env: &Env<'_, E>,
     piece: &Piece<'_, E>,
-    query_head: usize,
-    query: usize,
+    [query_head, query]: [usize; 2],
     rows: &Rows<'_, E>,
-    sums: &crate::state::Sums<E::Compute>,
-    open_block: &crate::state::Open<E::Compute>,
+    sums: &Sums<E::Compute>,
+    ahead: isize,
+    open_block: &Open<E::Compute>,
     open: usize,
     scratch: &mut [E::Compute],
 ) -> Diagnostics {
@@ -160,6 +200,7 @@ unsafe fn one<E: Element>(
         sums: &sums.sums,
         z: &sums.z,
         d_value: env.d_value,
+        ahead,
         coefficients: &env.coefficients,
         num,
         den: &mut den,

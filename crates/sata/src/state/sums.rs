@@ -142,13 +142,12 @@ impl<T: Real> HeadState<T> {
         self.sums.bytes() + size_of::<T>() * (self.open.keys.len() + self.open.values.len())
     }
 
-    /// Asks for what a step with `open` open tokens will read, while another head is at work; for
-    /// large sums the reading itself is what keeps memory busy.
-    pub(crate) fn prefetch(&self, open: usize) {
+    /// Asks for what a step with `open` open tokens will read besides the sums, while another head
+    /// is at work.
+    pub(crate) fn prefetch_open(&self, open: usize) {
         const LINE: usize = 64;
         let line = LINE / size_of::<T>();
-        let ask = |x: &[T]| x.iter().step_by(line).take(256).for_each(|x| prefetch(x));
-        ask(&self.sums.sums);
+        let ask = |x: &[T]| x.iter().step_by(line).take(64).for_each(|x| prefetch(x));
         ask(&self.sums.z);
         let rows = self.open.keys.len() / self.open.ld;
         for row in 0..rows {

@@ -6,11 +6,8 @@ use crate::arch::prefetch;
 use crate::arch::vector::Vector;
 use crate::basis::{Basis, Tile};
 
-/// Bytes ahead of the reads that lines are asked for: far enough to keep memory busy while the
-/// features of the next tile are made.
-const AHEAD: usize = 8192;
-
-/// `num += Σ_r w[r] · rows[r]` for rows of `columns` (at least one) elements.
+/// `num += Σ_r w[r] · rows[r]` for rows of `columns` (at least one) elements; asks for the line
+/// that lies `ahead` bytes from each vector it reads.
 ///
 /// # Safety
 /// `w` holds `count` weights, `rows` `count` rows and one vector beyond, `num` whole vectors.
@@ -21,6 +18,7 @@ unsafe fn add_rows<V: Vector>(
     count: usize,
     columns: usize,
     num: *mut V::Elem,
+    ahead: isize,
 ) {
     let vectors = columns.div_ceil(V::LANES);
     let mut n = 0;
@@ -30,15 +28,15 @@ unsafe fn add_rows<V: Vector>(
             let (rows, num) = (rows.add(n * V::LANES), num.add(n * V::LANES));
             n += match vectors - n {
                 1 => {
-                    add_columns::<V, 1, 8>(w, rows, count, columns, num);
+                    add_columns::<V, 1, 8>(w, rows, count, columns, num, ahead);
                     1
                 }
                 2 | 3 => {
-                    add_columns::<V, 2, 4>(w, rows, count, columns, num);
+                    add_columns::<V, 2, 4>(w, rows, count, columns, num, ahead);
                     2
                 }
                 _ => {
-                    add_columns::<V, 4, 2>(w, rows, count, columns, num);
+                    add_columns::<V, 4, 2>(w, rows, count, columns, num, ahead);
                     4
                 }
             };
@@ -54,6 +52,7 @@ unsafe fn add_columns<V: Vector, const N: usize, const U: usize>(
     count: usize,
     stride: usize,
     num: *mut V::Elem,
+    ahead: isize,
 ) {
     // SAFETY: forwarded.
     unsafe {
@@ -64,7 +63,7 @@ unsafe fn add_columns<V: Vector, const N: usize, const U: usize>(
                 let weight = V::splat(*w.add(r + u));
                 for (n, acc) in acc.iter_mut().enumerate() {
                     let row = rows.add((r + u) * stride + n * V::LANES);
-                    prefetch(row.wrapping_byte_add(AHEAD));
+                    prefetch(row.wrapping_byte_offset(ahead));
                     let row = V::load(row);
                     *acc = weight.mul_add(row, *acc);
                 }
@@ -178,6 +177,7 @@ pub(in crate::arch) unsafe fn read_one<V: Vector>(a: &mut ReadOne<'_, V::Elem>) 
                 tile.len,
                 a.d_value,
                 a.num.as_mut_ptr(),
+                a.ahead,
             );
         }
     }
@@ -227,6 +227,7 @@ pub(in crate::arch) unsafe fn weigh_one<V: Vector>(a: &mut WeighOne<'_, V::Elem>
                 step,
                 a.d_value,
                 a.num.as_mut_ptr(),
+                0,
             );
         }
         s += step;

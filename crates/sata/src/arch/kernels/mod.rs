@@ -177,6 +177,9 @@ pub(crate) struct ReadOne<'a, T> {
     /// `[D]`, readable one vector beyond.
     pub z: &'a [T],
     pub d_value: usize,
+    /// Where, in bytes from what is read, lies what will be read soon: keeps memory busy while
+    /// features are made.
+    pub ahead: isize,
     /// a_p by order.
     pub coefficients: &'a [T],
     /// `[padded]`.
