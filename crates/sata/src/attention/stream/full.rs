@@ -48,7 +48,7 @@ impl<E: Element> Env<'_, E> {
             let queries = unit.piece.queries;
             // Fewer queries per task when there are threads to spare.
             let share = (queries * self.group * units.len()).div_ceil(parallel::threads());
-            let width = self.chunk.min(share.next_multiple_of(PANEL));
+            let width = self.chunk.min(share.next_multiple_of(PANEL)).max(PANEL);
             for g in 0..self.group {
                 for first in (0..queries).step_by(width) {
                     tasks.push((unit, g, first..(first + width).min(queries)));
