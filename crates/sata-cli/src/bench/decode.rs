@@ -13,19 +13,27 @@ const STEPS: usize = sata::DEFAULT_BLOCK;
 pub fn rows(args: &CpuArgs) -> Outcome<Vec<Row>> {
     let mut rows = vec![];
     for &d in &args.dims {
-        rows.push(row(args, d)?);
+        let spec = Spec::new(d, d).terms(args.terms).build()?;
+        let bytes = cost::state_bytes(d, d, &spec.orders(), 4, false) as usize;
+        // As many heads as fill memory beyond any cache: a model has many heads, and other work
+        // between two steps. Then few, as in a small model whose states stay in cache.
+        let limit = if args.quick { 1 << 26 } else { 1 << 28 };
+        let many = (limit / bytes).clamp(1, 4096);
+        let counts = match args.decode_heads {
+            Some(heads) => vec![heads.max(1)],
+            None if many > 8 => vec![many, 8],
+            None => vec![many],
+        };
+        for heads in counts {
+            rows.push(row(args, &spec, heads, bytes)?);
+        }
     }
     Ok(rows)
 }
 
-fn row(args: &CpuArgs, d: usize) -> Outcome<Row> {
-    let spec = Spec::new(d, d).terms(args.terms).build()?;
-    let plan = Plan::new(&spec)?;
-    let bytes = cost::state_bytes(d, d, &spec.orders(), 4, false) as usize;
-    // Enough heads that the sums which are read come from memory, not from a cache: a model has
-    // many heads, and other work between two steps.
-    let limit = if args.quick { 1 << 26 } else { 1 << 28 };
-    let heads = args.decode_heads.unwrap_or((limit / bytes).clamp(1, 4096)).max(1);
+fn row(args: &CpuArgs, spec: &Spec, heads: usize, bytes: usize) -> Outcome<Row> {
+    let d = spec.d_key();
+    let plan = Plan::new(spec)?;
     let mut state = State::<f32>::new(&plan, 1, heads)?;
     let mut rng = rng();
     let n = heads * d;

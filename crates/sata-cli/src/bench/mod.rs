@@ -43,7 +43,7 @@ pub struct CpuArgs {
     /// Heads of the prefill
     #[arg(long, default_value_t = 8)]
     pub heads: usize,
-    /// Heads of the decode; as many as fill 256 MB with far sums if left away
+    /// Heads of the decode; if left away, as many as fill 256 MB with far sums (4096 at most), and 8
     #[arg(long)]
     pub decode_heads: Option<usize>,
     /// Threads of the prefill and of its baseline
