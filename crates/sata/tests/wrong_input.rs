@@ -533,6 +533,8 @@ fn outputs_that_overlap_are_refused() {
         ([2, 2, 2, 4], [8, 4, 16], true),
         ([1, 1, 4, 4], [0, 0, 5], true),
         ([1, 1, 4, 4], [0, 0, 4], true),
+        ([1, 2, 2, 4], [0, 9, 5], true),
+        ([1, 2, 2, 4], [0, 8, 5], false),
         // One and the same row for all.
         ([1, 1, 2, 4], [0, 0, 0], false),
         ([1, 2, 1, 4], [0, 0, 0], false),
@@ -556,6 +558,7 @@ fn outputs_that_overlap_are_refused() {
     // Nothing overlaps where there is nothing.
     for shape in [[0, 2, 2, 4], [2, 0, 2, 4], [2, 2, 0, 4], [2, 2, 2, 0]] {
         ViewMut::strided(&mut y, shape, [0, 0, 0]).unwrap();
+        ViewMut::strided(&mut y, shape, [usize::MAX; 3]).unwrap();
     }
 }
 
