@@ -23,22 +23,15 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// A failure with this message.
     pub fn new(message: impl Into<String>) -> Self {
-        Failure::Said {
-            message: message.into(),
-            hint: None,
-        }
+        Failure::Said { message: message.into(), hint: None }
     }
 
     /// The same with a hint, unless it has one.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         match self {
-            Failure::Said {
-                message,
-                hint: None,
-            } => Failure::Said {
-                message,
-                hint: Some(hint.into()),
-            },
+            Failure::Said { message, hint: None } => {
+                Failure::Said { message, hint: Some(hint.into()) }
+            }
             other => other,
         }
     }
@@ -46,10 +39,9 @@ impl Failure {
     /// The same with words in front.
     pub fn context(self, context: impl fmt::Display) -> Self {
         match self {
-            Failure::Said { message, hint } => Failure::Said {
-                message: format!("{context}: {message}"),
-                hint,
-            },
+            Failure::Said { message, hint } => {
+                Failure::Said { message: format!("{context}: {message}"), hint }
+            }
             other => other,
         }
     }
@@ -63,14 +55,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Said {
-                message,
-                hint: None,
-            } => write!(f, "{message}"),
-            Failure::Said {
-                message,
-                hint: Some(hint),
-            } => write!(f, "{message}\n  hint: {hint}"),
+            Failure::Said { message, hint: None } => write!(f, "{message}"),
+            Failure::Said { message, hint: Some(hint) } => write!(f, "{message}\n  hint: {hint}"),
             Failure::BrokenPipe => write!(f, "the output was closed"),
         }
     }
@@ -101,10 +87,7 @@ mod tests {
 
     #[test]
     fn context_goes_in_front_and_the_first_hint_stays() {
-        let failure = Failure::new("too short")
-            .hint("first")
-            .hint("second")
-            .context("q");
+        let failure = Failure::new("too short").hint("first").hint("second").context("q");
         assert_eq!(failure.to_string(), "q: too short\n  hint: first");
     }
 }

@@ -9,6 +9,7 @@ mod machine;
 mod numbers;
 mod output;
 mod plot;
+mod reproduce;
 mod softmax;
 mod table;
 mod tensors;
@@ -33,6 +34,8 @@ enum Command {
     Attend(attend::AttendArgs),
     /// Print what attention of given sizes costs, and where the fixed cost meets the growing one
     Cost(cost::CostArgs),
+    /// Run the experiments of the paper, and some that it leaves out: figures, tables, numbers
+    Reproduce(reproduce::ReproduceArgs),
     /// Measure this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -58,6 +61,7 @@ fn run(cli: &Cli) -> Outcome {
     match &cli.command {
         Command::Attend(args) => attend::run(args),
         Command::Cost(args) => cost::run(args),
+        Command::Reproduce(args) => reproduce::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),
     }
 }

@@ -6,9 +6,7 @@
 /// A sentence that says what is accepted.
 pub fn count(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(at);
     let factor: u64 = match unit {
         "" => 1,
@@ -20,22 +18,12 @@ pub fn count(text: &str) -> Result<u64, String> {
         "Mi" => 1 << 20,
         "Gi" => 1 << 30,
         _ => {
-            return Err(format!(
-                "'{text}' is not a count such as 8, 1K, 100M or 64Ki"
-            ));
+            return Err(format!("'{text}' is not a count such as 8, 1K, 100M or 64Ki"));
         }
     };
-    let n: u64 = digits
-        .parse()
-        .map_err(|_| format!("'{text}' is not a count"))?;
-    let n = n
-        .checked_mul(factor)
-        .ok_or_else(|| format!("'{text}' is too large"))?;
-    if n == 0 {
-        Err("it must be at least 1".into())
-    } else {
-        Ok(n)
-    }
+    let n: u64 = digits.parse().map_err(|_| format!("'{text}' is not a count"))?;
+    let n = n.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))?;
+    if n == 0 { Err("it must be at least 1".into()) } else { Ok(n) }
 }
 
 /// A count that is a size of something.

@@ -62,11 +62,7 @@ impl Staged {
         if let Ok(there) = target.metadata()
             && !there.is_file()
         {
-            let what = if there.is_dir() {
-                "a folder"
-            } else {
-                "not a regular file"
-            };
+            let what = if there.is_dir() { "a folder" } else { "not a regular file" };
             return Err(fail(format!("it is {what}, and is left alone")));
         }
         let folder = folder_of(target);
@@ -79,26 +75,15 @@ impl Staged {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let file = builder.tempfile_in(folder).map_err(|error| {
-            fail(format!(
-                "nothing can be written into the folder {}: {error}",
-                folder.display()
-            ))
-            .hint("name a folder that exists and that you may write to")
+            fail(format!("nothing can be written into the folder {}: {error}", folder.display()))
+                .hint("name a folder that exists and that you may write to")
         })?;
-        Ok(Staged {
-            file,
-            target: target.to_path_buf(),
-        })
+        Ok(Staged { file, target: target.to_path_buf() })
     }
 
     /// Where it is being written.
     pub fn path(&self) -> &Path {
         self.file.path()
-    }
-
-    /// Where it will be.
-    pub fn target(&self) -> &Path {
-        &self.target
     }
 
     /// Adds bytes.
@@ -166,16 +151,9 @@ mod tests {
     #[test]
     fn folders_and_missing_folders_are_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
-        let taken = Staged::new(folder.path(), "--output")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            taken.contains("--output") && taken.contains("is a folder"),
-            "{taken}"
-        );
-        let missing = Staged::new(&folder.path().join("no/y"), "--output")
-            .unwrap_err()
-            .to_string();
+        let taken = Staged::new(folder.path(), "--output").unwrap_err().to_string();
+        assert!(taken.contains("--output") && taken.contains("is a folder"), "{taken}");
+        let missing = Staged::new(&folder.path().join("no/y"), "--output").unwrap_err().to_string();
         assert!(missing.contains("folder"), "{missing}");
     }
 }

@@ -2,11 +2,7 @@
 
 /// Rows under headings, columns right-aligned except the first.
 pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
-    let cells = |i: usize| {
-        rows.iter()
-            .filter_map(move |row| row.get(i))
-            .map(|cell| len(cell))
-    };
+    let cells = |i: usize| rows.iter().filter_map(move |row| row.get(i)).map(|cell| len(cell));
     let widths: Vec<usize> = headings
         .iter()
         .enumerate()
@@ -14,10 +10,7 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
         .collect();
     let mut lines = vec![row(headings.iter().copied(), &widths)];
     lines.push("─".repeat(len(&lines[0])));
-    lines.extend(
-        rows.iter()
-            .map(|cells| row(cells.iter().map(String::as_str), &widths)),
-    );
+    lines.extend(rows.iter().map(|cells| row(cells.iter().map(String::as_str), &widths)));
     lines.join("\n")
 }
 
@@ -27,11 +20,7 @@ fn row<'a>(cells: impl Iterator<Item = &'a str>, widths: &[usize]) -> String {
         .enumerate()
         .map(|(i, (cell, &width))| {
             let pad = " ".repeat(width - len(cell).min(width));
-            if i == 0 {
-                format!("{cell}{pad}")
-            } else {
-                format!("{pad}{cell}")
-            }
+            if i == 0 { format!("{cell}{pad}") } else { format!("{pad}{cell}") }
         })
         .collect();
     cells.join("  ").trim_end().to_string()
@@ -63,13 +52,7 @@ pub fn grouped(n: u128) -> String {
 /// 12.5 MB: decimal units.
 pub fn bytes(n: u128) -> String {
     let x = n as f64;
-    for (unit, name) in [
-        (1e15, "PB"),
-        (1e12, "TB"),
-        (1e9, "GB"),
-        (1e6, "MB"),
-        (1e3, "KB"),
-    ] {
+    for (unit, name) in [(1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")] {
         if x >= unit * 0.9995 {
             return format!("{} {name}", three(x / unit));
         }
@@ -116,10 +99,7 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = vec![
-            vec!["a".into(), "1".into()],
-            vec!["long".into(), "1,000".into()],
-        ];
+        let rows = vec![vec!["a".into(), "1".into()], vec!["long".into(), "1,000".into()]];
         let text = table(&["name", "n"], &rows);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "name      n");

@@ -67,10 +67,7 @@ pub fn compute<E: Number>(task: &Task<'_>, input: &Input) -> Outcome<Done> {
     let plan = Plan::new(task.spec)?;
     check_memory::<E>(&plan)?;
     let mut state = match task.state_in {
-        Some(path) => Some(
-            State::<E::Compute>::load(&plan, path)
-                .map_err(|error| Failure::from(error).context("--state-in"))?,
-        ),
+        Some(path) => Some(load::<E>(&plan, path)?),
         None if task.state_out.is_some() => {
             Some(State::<E::Compute>::new(&plan, k_shape[0], k_shape[1])?)
         }
@@ -123,6 +120,24 @@ pub fn compute<E: Number>(task: &Task<'_>, input: &Input) -> Outcome<Done> {
         seconds,
         state: report,
     })
+}
+
+/// Loads the state of exactly this attention. (The library lets a state serve any series whose
+/// orders it holds; from one run of the program to the next, a change is more likely a slip.)
+fn load<E: Number>(plan: &Plan, path: &Path) -> Outcome<State<E::Compute>> {
+    let state = State::<E::Compute>::load(plan, path)
+        .map_err(|error| Failure::from(error).context("--state-in"))?;
+    let describe = |spec: &Spec| {
+        format!("{:?} with {} terms at scale {}", spec.series(), spec.terms(), spec.scale())
+    };
+    let (made, asked) = (describe(state.spec()), describe(plan.spec()));
+    if made == asked {
+        return Ok(state);
+    }
+    Err(Failure::new(format!(
+        "--state-in {}: the state was made for {made}, but the call asks for {asked}",
+        path.display()
+    )))
 }
 
 /// Refuses a D whose state this machine could not hold, whether or not this call would make one.

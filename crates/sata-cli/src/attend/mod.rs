@@ -37,7 +37,7 @@ pub struct AttendArgs {
     #[arg(long, value_name = "NAME")]
     prefix: Option<String>,
     /// Number of Taylor terms [default: 4]
-    #[arg(long, value_name = "P")]
+    #[arg(long, allow_negative_numbers = true, value_name = "P")]
     terms: Option<usize>,
     /// taylor, power:P (x^P + 0.001), or a .json file of coefficients
     #[arg(long, default_value = "taylor", value_parser = series::parse)]
@@ -56,7 +56,7 @@ pub struct AttendArgs {
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<f64>,
     /// Threads [default: all processors]
-    #[arg(long, value_parser = size)]
+    #[arg(long, allow_negative_numbers = true, value_parser = size)]
     threads: Option<usize>,
     /// Continue from the state in this file
     #[arg(long, value_name = "FILE")]

@@ -29,6 +29,7 @@ pub fn figure(heads: &[(usize, usize)], terms: &[usize], tokens: &[u64]) -> Figu
         keys.push(Key::line(format!("conventional, {size}"), color, Style::Dashed));
     }
     Figure {
+        id: "figure1".into(),
         title: "Constant cost per token against the cost of conventional attention".into(),
         subtitle: vec!["per head; counts by the paper's formulas (1), (2) and its text".into()],
         columns: 2,

@@ -19,16 +19,16 @@ pub use report::Cost;
 #[derive(Debug, Args)]
 pub struct CostArgs {
     /// Sizes of keys
-    #[arg(long, value_delimiter = ',', default_value = "8,16,32,64", value_parser = size)]
+    #[arg(long, allow_negative_numbers = true, value_delimiter = ',', default_value = "8,16,32,64", value_parser = size)]
     d_key: Vec<usize>,
     /// Sizes of values: one for all keys, or one for each [default: as the keys]
-    #[arg(long, value_delimiter = ',', value_parser = size)]
+    #[arg(long, allow_negative_numbers = true, value_delimiter = ',', value_parser = size)]
     d_value: Vec<usize>,
     /// Numbers of Taylor terms
-    #[arg(long, value_delimiter = ',', default_value = "3,4,5,6", value_parser = size)]
+    #[arg(long, allow_negative_numbers = true, value_delimiter = ',', default_value = "3,4,5,6", value_parser = size)]
     terms: Vec<usize>,
     /// Context lengths; K, M, G are thousands, Ki, Mi, Gi powers of 1,024
-    #[arg(long, value_delimiter = ',', default_value = "1K,10K,100K,1M,10M,100M", value_parser = count)]
+    #[arg(long, allow_negative_numbers = true, value_delimiter = ',', default_value = "1K,10K,100K,1M,10M,100M", value_parser = count)]
     tokens: Vec<u64>,
     /// Draw state and FLOPs against context length into this file, .svg or .png
     #[arg(long, value_name = "FILE")]

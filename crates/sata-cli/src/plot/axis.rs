@@ -24,8 +24,6 @@ pub struct Axis {
     pub high: f64,
     /// How its numbers are written.
     pub numerals: Numerals,
-    /// Names that take the place of numbers.
-    pub names: Vec<(f64, String)>,
 }
 
 /// A tick, with its number where it has one.
@@ -45,26 +43,12 @@ const FINE: usize = 4;
 impl Axis {
     /// A linear axis.
     pub fn linear(label: impl Into<String>, low: f64, high: f64) -> Self {
-        Axis {
-            label: label.into(),
-            log: false,
-            low,
-            high,
-            numerals: Numerals::Plain,
-            names: vec![],
-        }
+        Axis { label: label.into(), log: false, low, high, numerals: Numerals::Plain }
     }
 
     /// A logarithmic axis.
     pub fn log(label: impl Into<String>, low: f64, high: f64, numerals: Numerals) -> Self {
         Axis { log: true, numerals, ..Axis::linear(label, low, high) }
-    }
-
-    /// An axis of named places.
-    pub fn named(label: impl Into<String>, names: Vec<String>) -> Self {
-        let high = names.len() as f64 - 0.5;
-        let names = names.into_iter().enumerate().map(|(i, name)| (i as f64, name)).collect();
-        Axis { names, ..Axis::linear(label, -0.5, high) }
     }
 
     /// A logarithmic axis over whole decades that hold all positive `values`.
@@ -98,10 +82,6 @@ impl Axis {
 
     /// Its ticks, in order of place.
     pub fn ticks(&self) -> Vec<Tick> {
-        if !self.names.is_empty() {
-            let tick = |(at, name): &(f64, String)| Tick { at: *at, label: Some(name.clone()) };
-            return self.names.iter().map(tick).collect();
-        }
         if self.log { self.log_ticks() } else { self.linear_ticks() }
     }
 
@@ -119,7 +99,7 @@ impl Axis {
                 let at = f64::from(digit) * 10f64.powi(decade);
                 let labelled = match digit {
                     1 => decade.rem_euclid(every) == 0,
-                    2 | 5 => decades <= 2,
+                    2 | 5 => self.high / self.low <= 101.0,
                     _ => false,
                 };
                 if self.inside(at) && (digit == 1 || decades <= FINE) {
@@ -131,7 +111,7 @@ impl Axis {
     }
 
     fn linear_ticks(&self) -> Vec<Tick> {
-        let rough = (self.high - self.low) / 6.0;
+        let rough = (self.high - self.low) / MANY as f64;
         let power = 10f64.powf(rough.log10().floor());
         let steps = [1.0, 2.0, 5.0, 10.0];
         let step = power * steps.into_iter().find(|s| s * power >= rough * 0.999).unwrap_or(10.0);

@@ -77,7 +77,7 @@ pub fn scene(figure: &Figure) -> Scene {
             left: MARGIN + LEFT + column * (LEFT + WIDTH + RIGHT),
             top: head + ABOVE + row * (ABOVE + HEIGHT + BELOW),
         };
-        draw_panel(&mut scene, panel, &frame, i);
+        draw_panel(&mut scene, panel, &frame, format!("{}-{i}", figure.id));
     }
     for (i, line) in legend.iter().enumerate() {
         let column = widest(&figure.keys);
@@ -88,19 +88,22 @@ pub fn scene(figure: &Figure) -> Scene {
     scene
 }
 
-fn draw_panel(scene: &mut Scene, panel: &Panel, frame: &Frame, index: usize) {
+fn draw_panel(scene: &mut Scene, panel: &Panel, frame: &Frame, id: String) {
     draw_grid(scene, panel, frame);
     scene.elements.push(Primitive::ClipStart {
         x: frame.left,
         y: frame.top,
         width: WIDTH,
         height: HEIGHT,
-        id: format!("panel{index}"),
+        id,
     });
     for mark in &panel.marks {
         draw_mark(scene, panel, frame, mark);
     }
     scene.elements.push(Primitive::ClipEnd);
+    for mark in &panel.marks {
+        draw_dots(scene, panel, frame, mark);
+    }
     for (from, to) in [
         ((frame.left, frame.top), (frame.left, frame.bottom())),
         ((frame.left, frame.bottom()), (frame.right(), frame.bottom())),
@@ -129,9 +132,7 @@ fn draw_grid(scene: &mut Scene, panel: &Panel, frame: &Frame) {
         let shade = if labelled { FAINT } else { FAINTER };
         for tick in panel.x.ticks().iter().filter(|tick| tick.label.is_some() == labelled) {
             let x = frame.x(&panel.x, tick.at);
-            if panel.x.names.is_empty() {
-                line(scene, (x, frame.top), (x, frame.bottom()), shade, 1.0);
-            }
+            line(scene, (x, frame.top), (x, frame.bottom()), shade, 1.0);
             if let Some(label) = &tick.label {
                 line(scene, (x, frame.bottom()), (x, frame.bottom() + 4.0), INK, 1.0);
                 text(scene, (x, frame.bottom() + 17.0), label, 11, TextAnchor::Middle, INK);
@@ -148,6 +149,22 @@ fn draw_grid(scene: &mut Scene, panel: &Panel, frame: &Frame) {
     }
 }
 
+fn draw_dots(scene: &mut Scene, panel: &Panel, frame: &Frame, mark: &Mark) {
+    let Mark::Dots { points, color } = mark else { return };
+    let inside = |axis: &Axis, value: f64| (-1e-6..=1.0 + 1e-6).contains(&axis.place(value));
+    for &(x, y) in points.iter().filter(|p| inside(&panel.x, p.0) && inside(&panel.y, p.1)) {
+        scene.elements.push(Primitive::Circle {
+            cx: frame.x(&panel.x, x),
+            cy: frame.y(&panel.y, y),
+            r: 2.6,
+            fill: color.as_str().into(),
+            fill_opacity: None,
+            stroke: None,
+            stroke_width: None,
+        });
+    }
+}
+
 fn draw_mark(scene: &mut Scene, panel: &Panel, frame: &Frame, mark: &Mark) {
     let at = |(x, y): (f64, f64)| (frame.x(&panel.x, x), frame.y(&panel.y, y));
     match mark {
@@ -156,38 +173,19 @@ fn draw_mark(scene: &mut Scene, panel: &Panel, frame: &Frame, mark: &Mark) {
                 points.iter().filter(|p| p.1.is_finite()).map(|&p| at(p)).collect();
             curve(scene, &points, color, *style);
         }
-        Mark::Dots { points, color } => {
-            for &point in points.iter().filter(|p| p.1.is_finite()) {
-                let (cx, cy) = at(point);
-                scene.elements.push(Primitive::Circle {
-                    cx,
-                    cy,
-                    r: 2.6,
-                    fill: color.as_str().into(),
-                    fill_opacity: None,
-                    stroke: None,
-                    stroke_width: None,
-                });
-            }
-        }
+        // Drawn later, so that the frame does not cut them.
+        Mark::Dots { .. } => {}
         Mark::Band { points, color, opacity } => {
             let upper = points.iter().map(|&(x, _, high)| at((x, high)));
             let lower = points.iter().rev().map(|&(x, low, _)| at((x, low)));
             let outline: Vec<_> = upper.chain(lower).collect();
             area(scene, &outline, color, *opacity);
         }
-        Mark::Bars { bars, color, opacity } => {
-            for &(left, right, top) in bars {
-                let (x0, y) = at((left, top));
-                let (x1, _) = at((right, top));
-                let outline = [(x0, frame.bottom()), (x0, y), (x1, y), (x1, frame.bottom())];
-                area(scene, &outline, color, *opacity);
-            }
-        }
-        Mark::Level { y, label, color } => {
+        Mark::Level { y, below, label, color } => {
             let y = frame.y(&panel.y, *y);
+            let words = if *below { y + 12.0 } else { y - 4.0 };
             curve(scene, &[(frame.left, y), (frame.right(), y)], color, Style::Dotted);
-            text(scene, (frame.right() - 4.0, y - 4.0), label, 10, TextAnchor::End, color);
+            text(scene, (frame.right() - 4.0, words), label, 10, TextAnchor::End, color);
         }
         Mark::Place { x, label, color } => {
             let x = frame.x(&panel.x, *x);

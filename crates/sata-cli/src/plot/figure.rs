@@ -5,6 +5,8 @@ use super::axis::Axis;
 /// Panels in a grid, a title above and one legend below.
 #[derive(Clone, Debug, Default)]
 pub struct Figure {
+    /// Its name in files and pages, which no other figure has.
+    pub id: String,
     /// What it is, in one line.
     pub title: String,
     /// What else to know, one line each, under the title.
@@ -80,19 +82,12 @@ pub enum Mark {
         /// From 0, not there, to 1, opaque.
         opacity: f64,
     },
-    /// Boxes that stand on the bottom of the panel.
-    Bars {
-        /// Left, right and top.
-        bars: Vec<(f64, f64, f64)>,
-        /// Their colour.
-        color: String,
-        /// From 0, not there, to 1, opaque.
-        opacity: f64,
-    },
-    /// A level across the panel, with words above its right end.
+    /// A level across the panel, with words at its right end.
     Level {
         /// Where.
         y: f64,
+        /// Whether the words stand below it.
+        below: bool,
         /// Words.
         label: String,
         /// Colour of line and words.

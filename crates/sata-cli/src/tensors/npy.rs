@@ -31,10 +31,8 @@ pub fn write_npy(tensor: &Tensor) -> Outcome<Vec<u8>> {
         }
     };
     let sizes: Vec<String> = tensor.shape.iter().map(|n| format!("{n},")).collect();
-    let mut header = format!(
-        "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}",
-        sizes.join(" ")
-    );
+    let mut header =
+        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", sizes.join(" "));
     // The data begins at a multiple of 64, after magic, version, length and a closing newline.
     let before = MAGIC.len() + 2 + 2;
     while (before + header.len() + 1) % 64 != 0 {
@@ -53,36 +51,26 @@ pub fn write_npy(tensor: &Tensor) -> Outcome<Vec<u8>> {
 
 fn parse(bytes: &[u8]) -> Result<Tensor, String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it is not a .npy file")?;
-    let (&[major, _minor], rest) = rest
-        .split_first_chunk()
-        .ok_or("it ends inside its header")?;
+    let (&[major, _minor], rest) = rest.split_first_chunk().ok_or("it ends inside its header")?;
     let (len, rest) = match major {
         1 => {
-            let (len, rest) = rest
-                .split_first_chunk()
-                .ok_or("it ends inside its header")?;
+            let (len, rest) = rest.split_first_chunk().ok_or("it ends inside its header")?;
             (usize::from(u16::from_le_bytes(*len)), rest)
         }
         2 | 3 => {
-            let (len, rest) = rest
-                .split_first_chunk()
-                .ok_or("it ends inside its header")?;
+            let (len, rest) = rest.split_first_chunk().ok_or("it ends inside its header")?;
             (u32::from_le_bytes(*len) as usize, rest)
         }
         _ => return Err(format!("version {major} of .npy is unknown")),
     };
-    let (header, data) = rest
-        .split_at_checked(len)
-        .ok_or("it ends inside its header")?;
+    let (header, data) = rest.split_at_checked(len).ok_or("it ends inside its header")?;
     let header = std::str::from_utf8(header).map_err(|_| "its header is not text")?;
     let (dtype, size) = match entry(header, "descr")?.trim_matches(['\'', '"']) {
         "<f2" => (Dtype::F16, 2),
         "<f4" => (Dtype::F32, 4),
         "<f8" => (Dtype::F64, 8),
         other => {
-            return Err(format!(
-                "its numbers are '{other}', but '<f2', '<f4' or '<f8' is needed"
-            ));
+            return Err(format!("its numbers are '{other}', but '<f2', '<f4' or '<f8' is needed"));
         }
     };
     match entry(header, "fortran_order")? {
@@ -90,9 +78,7 @@ fn parse(bytes: &[u8]) -> Result<Tensor, String> {
         _ => return Err("it is in Fortran order: save numpy.ascontiguousarray(x)".into()),
     }
     let shape = sizes(entry(header, "shape")?)?;
-    let count = shape
-        .iter()
-        .try_fold(1usize, |product, &n| product.checked_mul(n));
+    let count = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
     let needs = count.and_then(|n| n.checked_mul(size));
     if needs != Some(data.len()) {
         return Err(format!(
@@ -101,10 +87,7 @@ fn parse(bytes: &[u8]) -> Result<Tensor, String> {
             data.len()
         ));
     }
-    Ok(Tensor {
-        shape,
-        data: Data::from_bytes(dtype, data),
-    })
+    Ok(Tensor { shape, data: Data::from_bytes(dtype, data) })
 }
 
 /// The value of a key in the header, a Python dictionary as numpy writes it.
@@ -114,11 +97,7 @@ fn entry<'a>(header: &'a str, key: &str) -> Result<&'a str, String> {
         .iter()
         .find_map(|quoted| header.find(quoted).map(|at| at + quoted.len()))
         .ok_or_else(missing)?;
-    let value = header[at..]
-        .trim_start()
-        .strip_prefix(':')
-        .ok_or_else(missing)?
-        .trim_start();
+    let value = header[at..].trim_start().strip_prefix(':').ok_or_else(missing)?.trim_start();
     let end = if value.starts_with('(') {
         value.find(')').map(|end| end + 1)
     } else {
@@ -137,10 +116,7 @@ fn sizes(tuple: &str) -> Result<Vec<usize>, String> {
         .split(',')
         .map(str::trim)
         .filter(|n| !n.is_empty())
-        .map(|n| {
-            n.parse()
-                .map_err(|_| format!("its shape {tuple} is not a tuple of sizes"))
-        })
+        .map(|n| n.parse().map_err(|_| format!("its shape {tuple} is not a tuple of sizes")))
         .collect()
 }
 
@@ -151,22 +127,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         for tensor in [
-            Tensor {
-                shape: vec![2, 1, 3],
-                data: Data::F32((0..6).map(|i| i as f32).collect()),
-            },
-            Tensor {
-                shape: vec![2],
-                data: Data::F64(vec![0.1, -0.2]),
-            },
-            Tensor {
-                shape: vec![],
-                data: Data::F64(vec![0.5]),
-            },
-            Tensor {
-                shape: vec![0, 4],
-                data: Data::F16(vec![]),
-            },
+            Tensor { shape: vec![2, 1, 3], data: Data::F32((0..6).map(|i| i as f32).collect()) },
+            Tensor { shape: vec![2], data: Data::F64(vec![0.1, -0.2]) },
+            Tensor { shape: vec![], data: Data::F64(vec![0.5]) },
+            Tensor { shape: vec![0, 4], data: Data::F16(vec![]) },
         ] {
             let bytes = write_npy(&tensor).unwrap();
             assert_eq!(parse(&bytes).unwrap(), tensor);
@@ -175,17 +139,10 @@ mod tests {
 
     #[test]
     fn damage_is_refused_and_never_panics() {
-        let tensor = Tensor {
-            shape: vec![2, 2],
-            data: Data::F32(vec![1.0; 4]),
-        };
+        let tensor = Tensor { shape: vec![2, 2], data: Data::F32(vec![1.0; 4]) };
         let bytes = write_npy(&tensor).unwrap();
         for len in 0..bytes.len() {
-            assert!(
-                parse(&bytes[..len]).is_err(),
-                "{len} of {} bytes",
-                bytes.len()
-            );
+            assert!(parse(&bytes[..len]).is_err(), "{len} of {} bytes", bytes.len());
         }
         for at in 0..bytes.len() {
             for change in [0x00, 0x28, 0x2c, 0xff] {

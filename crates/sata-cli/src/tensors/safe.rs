@@ -29,10 +29,7 @@ impl SafeFile {
     /// # Errors
     /// What is wrong with them.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Outcome<Self> {
-        let file = SafeFile {
-            path: path.to_path_buf(),
-            bytes,
-        };
+        let file = SafeFile { path: path.to_path_buf(), bytes };
         file.parse()?;
         Ok(file)
     }
@@ -52,12 +49,8 @@ impl SafeFile {
     /// # Errors
     /// None, for a file that has been opened.
     pub fn names(&self) -> Outcome<Vec<String>> {
-        let mut names: Vec<String> = self
-            .parse()?
-            .names()
-            .into_iter()
-            .map(|name| name.to_string())
-            .collect();
+        let mut names: Vec<String> =
+            self.parse()?.names().into_iter().map(|name| name.to_string()).collect();
         names.sort();
         Ok(names)
     }
@@ -83,10 +76,7 @@ impl SafeFile {
                 )));
             }
         };
-        Ok(Tensor {
-            shape: view.shape().to_vec(),
-            data: Data::from_bytes(dtype, view.data()),
-        })
+        Ok(Tensor { shape: view.shape().to_vec(), data: Data::from_bytes(dtype, view.data()) })
     }
 
     /// A tensor of truth values (BOOL or U8), if it is there, with its shape.
@@ -119,12 +109,7 @@ impl SafeFile {
             if names.is_empty() {
                 "none".into()
             } else {
-                names
-                    .iter()
-                    .take(12)
-                    .cloned()
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                names.iter().take(12).cloned().collect::<Vec<_>>().join(", ")
             },
             if names.len() > 12 {
                 format!(" and {} more", names.len() - 12)
@@ -146,10 +131,7 @@ impl SafeFile {
 /// # Errors
 /// When a shape does not fit its data.
 pub fn encode(tensors: &[(&str, &Tensor)], remarks: &[(&str, String)]) -> Outcome<Vec<u8>> {
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, tensor)| tensor.data.to_bytes())
-        .collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, tensor)| tensor.data.to_bytes()).collect();
     let mut views = vec![];
     for ((name, tensor), bytes) in tensors.iter().zip(&bytes) {
         let dtype = match tensor.data.dtype() {
@@ -162,10 +144,7 @@ pub fn encode(tensors: &[(&str, &Tensor)], remarks: &[(&str, String)]) -> Outcom
             .map_err(|error| Failure::new(format!("tensor {name}: {error}")))?;
         views.push((name.to_string(), view));
     }
-    let remarks = remarks
-        .iter()
-        .map(|(key, value)| (key.to_string(), value.clone()))
-        .collect();
+    let remarks = remarks.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
     safetensors::serialize(views, Some(remarks))
         .map_err(|error| Failure::new(format!("safetensors: {error}")))
 }
@@ -180,41 +159,25 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let half = Tensor {
-            shape: vec![1, 2, 1],
-            data: Data::F16(vec![half::f16::ONE; 2]),
-        };
-        let double = Tensor {
-            shape: vec![3],
-            data: Data::F64(vec![0.1, 0.2, 0.3]),
-        };
+        let half = Tensor { shape: vec![1, 2, 1], data: Data::F16(vec![half::f16::ONE; 2]) };
+        let double = Tensor { shape: vec![3], data: Data::F64(vec![0.1, 0.2, 0.3]) };
         let bytes = encode(&[("a.q", &half), ("b", &double)], &[("by", "test".into())]).unwrap();
         let file = file(bytes).unwrap();
         assert_eq!(file.names().unwrap(), ["a.q", "b"]);
         assert_eq!(file.tensor("a.q").unwrap(), half);
         assert_eq!(file.tensor("b").unwrap(), double);
         let missing = file.tensor("q").unwrap_err().to_string();
-        assert!(
-            missing.contains("a.q, b") && missing.contains("--prefix a"),
-            "{missing}"
-        );
+        assert!(missing.contains("a.q, b") && missing.contains("--prefix a"), "{missing}");
         assert!(file.mask("key_mask").unwrap().is_none());
         assert!(file.mask("b").unwrap_err().to_string().contains("F64"));
     }
 
     #[test]
     fn truncation_anywhere_is_refused() {
-        let tensor = Tensor {
-            shape: vec![4],
-            data: Data::F32(vec![1.0; 4]),
-        };
+        let tensor = Tensor { shape: vec![4], data: Data::F32(vec![1.0; 4]) };
         let bytes = encode(&[("q", &tensor)], &[]).unwrap();
         for len in 0..bytes.len() {
-            assert!(
-                file(bytes[..len].to_vec()).is_err(),
-                "{len} of {} bytes",
-                bytes.len()
-            );
+            assert!(file(bytes[..len].to_vec()).is_err(), "{len} of {} bytes", bytes.len());
         }
     }
 }
