@@ -66,7 +66,7 @@ impl Plan {
             threads: parallel::threads(),
         };
         let diagnostics = match state {
-            Some(state) if causal && queries == 1 && keys == 1 => {
+            Some(state) if causal && pieces.iter().all(|piece| piece.queries == 1) => {
                 step::steps(self, &pieces, &rows, shape.group, state)
             }
             Some(state) => stream::stream(self, &pieces, &rows, sizes, causal, state)?,
