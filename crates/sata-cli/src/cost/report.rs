@@ -90,7 +90,7 @@ impl Head {
             state_bytes_f32_compensated: cost::state_bytes(d_key, d_value, &orders, 4, true),
             flops_paper: cost::paper_flops(d_key, d_value, terms),
             flops_corrected: cost::corrected_flops(d_key, d_value, terms),
-            flops_useful: cost::useful_flops(d_key, d_value, &orders),
+            flops_useful: cost::state_elements(d_key, d_value, &orders).saturating_mul(4),
             break_even_tokens_memory: cost::break_even_memory(d_key, d_value, &orders),
             break_even_tokens_flops: cost::break_even_flops(d_key, d_value, terms),
         }

@@ -65,6 +65,22 @@ pub fn run(args: &ReproduceArgs) -> Outcome {
     if !args.json {
         say(format!("sata reproduce, {} run, seed {}", scope.mode, scope.seed))?;
     }
+    let results = experiments(scope, start)?;
+    write(&results, &args.out, data)?;
+    if args.json {
+        return say_json(&results);
+    }
+    for finding in &results.findings {
+        say(format!("\n• {finding}"))?;
+    }
+    say(format!(
+        "\nwrote {} (page, figures as SVG and PNG, results.json); {} altogether",
+        args.out.join("index.html").display(),
+        seconds(start.elapsed().as_secs_f64())
+    ))
+}
+
+fn experiments(scope: Scope, start: Instant) -> Outcome<Results> {
     let units = recovery::units(&scope)
         + floor::units(&scope)
         + decode::units(&scope)
@@ -86,20 +102,8 @@ pub fn run(args: &ReproduceArgs) -> Outcome {
         floor,
         decode,
         activations,
-    }
-    .with_findings();
-    write(&results, &args.out, data)?;
-    if args.json {
-        return say_json(&results);
-    }
-    for finding in &results.findings {
-        say(format!("\n• {finding}"))?;
-    }
-    say(format!(
-        "\nwrote {} (page, figures as SVG and PNG, results.json); {} altogether",
-        args.out.join("index.html").display(),
-        seconds(start.elapsed().as_secs_f64())
-    ))
+    };
+    Ok(results.with_findings())
 }
 
 /// Makes the folder and shows that it can be written, before any work.
@@ -128,4 +132,53 @@ fn write(results: &Results, out: &Path, mut data: Staged) -> Outcome {
     data.write(json(results)?.as_bytes())?;
     files.push(data);
     files.into_iter().try_for_each(Staged::commit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_run_finds_what_the_quick_one_does() {
+        let scope = Scope {
+            recovery: vec![(8, 3), (8, 4)],
+            queries: Some([1024, 1024]),
+            floor_tokens: vec![256],
+            floor_head: 4,
+            decode_tokens: 4096,
+            ..Scope::quick(1)
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("new/folder");
+        let data = prepare(&out).unwrap();
+        let results = experiments(scope, Instant::now()).unwrap();
+        for one in &results.recovery {
+            let difference = one.errors.log10_median() - one.reference.unwrap();
+            assert!(difference.abs() < 0.1, "P = {}: {difference}", one.terms);
+        }
+        for floor in &results.floor {
+            let limit = match floor.dtype {
+                "f64" => 1e-12,
+                "f32" => 1e-5,
+                "f16" => 1e-3,
+                _ => 8e-3,
+            };
+            assert!(floor.arithmetic < limit, "{floor:?}");
+        }
+        assert!(results.activations.iter().all(|layer| layer.engine_f64 < 1e-9));
+        assert!(results.findings.iter().any(|finding| finding.contains("do not suffice")));
+
+        write(&results, &out, data).unwrap();
+        let page = std::fs::read_to_string(out.join("index.html")).unwrap();
+        for figure in results.figures() {
+            assert!(page.contains(&figure.title), "{}", figure.title);
+            for extension in ["svg", "png"] {
+                assert!(out.join(format!("{}.{extension}", figure.id)).exists());
+            }
+        }
+        let json = std::fs::read(out.join("results.json")).unwrap();
+        let data: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(data["scope"]["seed"], 1);
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 2 * results.figures().len() + 2);
+    }
 }

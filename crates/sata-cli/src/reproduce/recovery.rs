@@ -71,11 +71,6 @@ pub struct Stretch {
     pub log10_relative: [f64; 3],
 }
 
-/// Queries compared, for a sample of a head size: medians then move by about 0.01 between seeds.
-fn sample(d: usize) -> usize {
-    if d <= 16 { 16_384 } else { 4096 }
-}
-
 /// Units of work of all experiments, for the progress bar.
 pub fn units(scope: &Scope) -> u64 {
     scope.recovery.iter().map(|&(d, terms)| unit(d, terms)).sum()
@@ -102,7 +97,7 @@ pub fn run(scope: &Scope, progress: &Progress) -> Outcome<Vec<Recovery>> {
         }
         progress.doing(format!("figures A3 and A4: f64 softmax, d = {d}"));
         let inputs = Sample::new(scope.seed, d, TOKENS);
-        let uniform = (!scope.all_queries).then(|| sample(d));
+        let uniform = scope.queries.map(|[small, large]| if d <= 16 { small } else { large });
         let truth = Truth::new(scope.seed, d, &inputs.to_f64(), uniform)?;
         for terms in terms {
             progress.doing(format!("figures A3 and A4: d = {d}, P = {terms}"));

@@ -35,7 +35,7 @@ pub fn write_npy(tensor: &Tensor) -> Outcome<Vec<u8>> {
         format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", sizes.join(" "));
     // The data begins at a multiple of 64, after magic, version, length and a closing newline.
     let before = MAGIC.len() + 2 + 2;
-    while (before + header.len() + 1) % 64 != 0 {
+    while !(before + header.len() + 1).is_multiple_of(64) {
         header.push(' ');
     }
     header.push('\n');
@@ -122,7 +122,50 @@ fn sizes(tuple: &str) -> Result<Vec<usize>, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+            let _ = parse(&[MAGIC, &[1, 0], &bytes].concat());
+        }
+
+        #[test]
+        fn any_header_is_read_or_refused(
+            descr in "[<>|]?[fi][0-9]{1,2}",
+            shape in "[(]?([0-9]{0,20}, ?){0,4}[0-9]{0,20}[)]?",
+            data in 0usize..100,
+        ) {
+            let header =
+                format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}\n");
+            let mut bytes = [MAGIC, &[1, 0]].concat();
+            bytes.extend((header.len() as u16).to_le_bytes());
+            bytes.extend(header.bytes());
+            bytes.extend(vec![0; data]);
+            if let Ok(tensor) = parse(&bytes) {
+                prop_assert_eq!(tensor.data.to_bytes().len(), data);
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_whatever_the_shape(
+            shape in proptest::collection::vec(0usize..5, 0..5),
+            double: bool,
+        ) {
+            let n = shape.iter().product::<usize>();
+            let numbers = (0..n).map(|i| i as f64);
+            let data = if double {
+                Data::F64(numbers.collect())
+            } else {
+                Data::F32(numbers.map(|x| x as f32).collect())
+            };
+            let tensor = Tensor { shape, data };
+            prop_assert_eq!(parse(&write_npy(&tensor).unwrap()).unwrap(), tensor);
+        }
+    }
 
     #[test]
     fn what_is_written_is_read() {

@@ -151,7 +151,51 @@ pub fn encode(tensors: &[(&str, &Tensor)], remarks: &[(&str, String)]) -> Outcom
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Reads everything that a file claims to hold.
+    fn read_all(bytes: Vec<u8>) {
+        if let Ok(file) = file(bytes) {
+            for name in file.names().unwrap() {
+                let _ = file.tensor(&name).map(|tensor| tensor.shape4(&name));
+                let _ = file.mask(&name);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            read_all(bytes);
+        }
+
+        #[test]
+        fn damage_is_read_or_refused(at: prop::sample::Index, change: u8) {
+            let tensor = Tensor { shape: vec![2, 2], data: Data::F32(vec![1.0; 4]) };
+            let mut bytes = encode(&[("q", &tensor), ("k", &tensor)], &[]).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] = change;
+            read_all(bytes);
+        }
+
+        #[test]
+        fn any_header_is_read_or_refused(
+            dtype in "F16|BF16|F32|F64|I64|BOOL|U8|X",
+            shape in proptest::collection::vec(any::<u64>(), 0..4),
+            offsets: [u32; 2],
+            data in 0usize..100,
+        ) {
+            let header = format!(
+                "{{\"q\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":{offsets:?}}}}}"
+            );
+            let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(header.bytes());
+            bytes.extend(vec![0; data]);
+            read_all(bytes);
+        }
+    }
 
     fn file(bytes: Vec<u8>) -> Outcome<SafeFile> {
         SafeFile::from_bytes(Path::new("x.safetensors"), bytes)
