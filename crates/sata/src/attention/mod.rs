@@ -104,7 +104,11 @@ impl Plan {
         v: View<'_, E>,
         out: ViewMut<'_, E>,
     ) -> Result<Diagnostics, Error> {
-        self.run(Call::causal(q, k, v).state(state), out)
+        if q.shape()[2] != 1 {
+            let expected = "a step takes 1 token of every sequence (extend takes any number)";
+            return Err(Error::shape("q", &q.shape(), expected));
+        }
+        self.extend(state, q, k, v, out)
     }
 
     /// Any number of tokens that follow the state's past; the same numbers as one call over all.
