@@ -3,6 +3,8 @@
 //! The kernels are written once, in [`kernels`]; here each is given `#[target_feature]` per
 //! instruction set, and a table of function pointers is chosen once per plan.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod buffer;
 pub(crate) mod kernels;
 mod portable;
@@ -52,7 +54,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
             }
-            Level::Amx => false,
+            Level::Amx => amx::is_available(),
         };
         #[cfg(not(target_arch = "x86_64"))]
         return self == Level::Portable;
@@ -300,16 +302,19 @@ fn half_is_tighter(d_value: usize, lanes: usize) -> bool {
 /// The f32 kernels of an available level for values of `d_value`.
 pub(crate) fn kernels_f32(level: Level, d_value: usize, bf16: bool) -> &'static Kernels<f32> {
     assert!(level.is_available(), "{level} is not available");
-    let _ = bf16;
     #[cfg(target_arch = "x86_64")]
     match level {
+        Level::Amx if bf16 && amx::suits(d_value) => &amx::KERNELS,
         Level::Portable => &portable_f32::KERNELS,
         Level::Avx2 => &avx2_f32::KERNELS,
         Level::Avx512 | Level::Amx if half_is_tighter(d_value, 16) => &avx512_f32_half::KERNELS,
         Level::Avx512 | Level::Amx => &avx512_f32::KERNELS,
     }
     #[cfg(not(target_arch = "x86_64"))]
-    &portable_f32::KERNELS
+    {
+        let _ = (d_value, bf16);
+        &portable_f32::KERNELS
+    }
 }
 
 /// The f64 kernels of an available level for values of `d_value`.

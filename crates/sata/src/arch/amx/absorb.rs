@@ -1,26 +1,32 @@
 //! Keys and values added to sums: rows of features, 32 tokens each, times values.
 //!
 //! The k-th pair of a row holds tokens k and k + 16 of 32: a lane of one vector and the same lane
-//! of the next. Values are paired likewise, once per panel.
+//! of the next. Values are paired likewise, once per panel. Sums of the features themselves stay
+//! on the vector units.
+//!
+//! Sums of a few features stay in tile registers over many tokens. Where they are parts of a tile,
+//! features of one panel are made while the tile unit multiplies those of the panel before.
 
 use std::arch::x86_64::*;
 
 use super::features::{Take, each_run};
 use super::tiles::{Shapes, Tiles};
-use super::vectors::{LANES, first, pair};
+use super::vectors::{INFLATE, LANES, first, pair};
 use crate::arch::kernels::{Absorb, PANEL, TOKENS};
 use crate::basis::TILE;
 
 /// Tokens of one product.
-const STEP: usize = 32;
-/// Pairs in a row of the panel.
+pub(super) const STEP: usize = 32;
+/// Pairs in a row of features.
 const ROW: usize = PANEL / 2;
 /// Elements of a tile register.
-const REGISTER: usize = 256;
+pub(super) const REGISTER: usize = 256;
 /// Registers for sums; one more holds features and one values.
 const MOST: usize = 6;
+/// Tokens whose values stay near while one part of a tile after another takes them.
+const SPAN: usize = 2 * PANEL;
 
-const SHAPES: Shapes = Shapes::new([16; 8]);
+pub(super) const SHAPES: Shapes = Shapes::new([16; 8]);
 
 /// Elements of one panel's prepared values.
 pub(super) fn prepared_len(padded: usize) -> usize {
@@ -50,7 +56,7 @@ pub(super) unsafe fn prepare(rows: &[f32], tokens: usize, padded: usize, out: &m
                 let out = out.as_mut_ptr().add((step * columns + n) * REGISTER);
                 for l in 0..LANES {
                     let t = step * STEP + l;
-                    let values = pair(row(t, n), row(t + LANES, n));
+                    let values = pair::<true>(row(t, n), row(t + LANES, n));
                     _mm512_storeu_si512(out.add(l * LANES).cast(), values);
                 }
             }
@@ -58,16 +64,18 @@ pub(super) unsafe fn prepare(rows: &[f32], tokens: usize, padded: usize, out: &m
     }
 }
 
-/// Stores features as rows of pairs.
+/// Stores features as rows of pairs and, where asked, adds them up lane by lane.
 struct Rows {
-    /// `[TILE][ROW]` pairs.
+    /// `[feature][ROW]` pairs.
     panel: *mut i32,
+    /// `[feature][TOKENS]`.
+    z: Option<*mut f32>,
 }
 
 impl Take for Rows {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-    unsafe fn run<const W: usize>(
+    unsafe fn run<const W: usize, const ROUND: bool>(
         &mut self,
         f: usize,
         at: usize,
@@ -76,19 +84,35 @@ impl Take for Rows {
         ld: usize,
         len: usize,
     ) {
-        // SAFETY: forwarded; f + len ≤ TILE and at + W·LANES ≤ PANEL.
+        // SAFETY: forwarded; f + len is at most what there is room for, at + W·LANES ≤ PANEL.
         unsafe {
             let mut to = self.panel.add(f * ROW + at / 2);
+            let mut z = self.z.map(|z| z.add(f * TOKENS));
             for _ in 0..len {
-                let feature = |w: usize| {
-                    _mm512_mul_ps(prefix[w], _mm512_loadu_ps(column.add(w * LANES)))
-                };
+                let mut row = prefix;
+                for (w, row) in row.iter_mut().enumerate() {
+                    *row = _mm512_mul_ps(*row, _mm512_loadu_ps(column.add(w * LANES)));
+                }
                 for w in 0..W / 2 {
-                    let both = pair(feature(2 * w), feature(2 * w + 1));
+                    let both = pair::<ROUND>(row[2 * w], row[2 * w + 1]);
                     _mm512_storeu_si512(to.add(w * LANES).cast(), both);
                 }
                 if W % 2 == 1 {
-                    _mm512_storeu_si512(to.add(W / 2 * LANES).cast(), first(feature(W - 1)));
+                    let one = first::<ROUND>(row[W - 1]);
+                    _mm512_storeu_si512(to.add(W / 2 * LANES).cast(), one);
+                }
+                if let Some(z) = &mut z {
+                    let mut width = W;
+                    while width > 1 {
+                        width /= 2;
+                        for w in 0..width {
+                            row[w] = _mm512_add_ps(row[w], row[w + width]);
+                        }
+                    }
+                    let factor = _mm512_set1_ps(if ROUND { 1.0 } else { 1.0 / INFLATE });
+                    let total = _mm512_fmadd_ps(row[0], factor, _mm512_loadu_ps(*z));
+                    _mm512_storeu_ps(*z, total);
+                    *z = z.add(TOKENS);
                 }
                 column = column.add(ld);
                 to = to.add(ROW);
@@ -97,21 +121,7 @@ impl Take for Rows {
     }
 }
 
-/// A right factor whose first column adds up a row.
-#[repr(align(64))]
-struct Ones([u32; REGISTER]);
-
-static ONES: Ones = {
-    let mut ones = [0; REGISTER];
-    let mut l = 0;
-    while l < LANES {
-        ones[l * LANES] = 0x3F80_3F80;
-        l += 1;
-    }
-    Ones(ones)
-};
-
-/// See [`Absorb`]; any number of panels.
+/// See [`Absorb`]; any number of tokens.
 ///
 /// # Safety
 /// The machine has AVX-512 and what `t` needs.
@@ -121,116 +131,159 @@ pub(super) unsafe fn absorb(t: &mut impl Tiles, a: &mut Absorb<'_, f32>) {
     let count = a.tokens.count;
     let rows = a.tile.len.next_multiple_of(16);
     let padded = a.padded;
+    let each = prepared_len(padded);
     assert!(count.is_multiple_of(TOKENS) && rows <= TILE && padded.is_multiple_of(LANES));
     assert!(a.tokens.x.len() >= a.basis.d_key() * a.tokens.ld + count);
-    assert!(a.values.prepared.len() >= count.div_ceil(PANEL) * prepared_len(padded));
+    assert!(a.values.prepared.len() >= count.div_ceil(PANEL) * each);
     assert!(a.sums.len() >= rows * padded && a.z.len() >= rows * TOKENS);
     assert!(a.scratch.stack.len() >= a.tile.order * PANEL);
-    assert!(a.scratch.panel.len() >= TILE * ROW);
-    let panel = a.scratch.panel.as_mut_ptr();
-    a.scratch.panel[a.tile.len * ROW..rows * ROW].fill(0.0);
+    assert!(a.scratch.panel.len() >= 2 * TILE * ROW);
+    let panels = a.scratch.panel.as_mut_ptr();
+    let stack = a.scratch.stack.as_mut_ptr();
     let columns = padded / LANES;
+    // Rows of sixteen features whose sums, with these columns, have room in registers.
+    let height = match columns {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    };
+    let is_whole = 16 * height >= rows;
+    let width = if is_whole { count.max(1) } else { SPAN };
     // SAFETY: the lengths were checked just now.
     unsafe {
         t.configure(&SHAPES);
-        let mut at = 0;
-        while at < count {
-            let mut tokens = a.tokens;
-            tokens.x = &tokens.x[at..];
-            tokens.count = PANEL.min(count - at);
-            each_run(
-                a.basis,
-                a.tile,
-                tokens,
-                a.scratch.stack.as_mut_ptr(),
-                &mut Rows { panel: panel.cast() },
-            );
-            let values = a.values.prepared.as_ptr().add(at / PANEL * prepared_len(padded));
-            let steps = tokens.count.div_ceil(STEP);
-            for row in (0..rows).step_by(16) {
-                let product = Product {
-                    features: panel.add(row * ROW),
-                    values,
-                    columns,
-                    steps,
-                    sums: a.sums.as_mut_ptr().add(row * padded),
-                    z: a.z.as_mut_ptr().add(row * TOKENS),
-                };
-                let mut n = 0;
-                // The sums of the features themselves count as one more column.
-                while n <= columns {
-                    n += match columns + 1 - n {
-                        1 => product.add::<1>(t, n),
-                        2 => product.add::<2>(t, n),
-                        3 => product.add::<3>(t, n),
-                        4 => product.add::<4>(t, n),
-                        5 => product.add::<5>(t, n),
-                        _ => product.add::<MOST>(t, n),
+        for span in (0..count).step_by(width) {
+            let span = span..count.min(span + width);
+            for column in (0..columns).step_by(MOST) {
+                for row in (0..rows).step_by(16 * height) {
+                    let mut block = Block {
+                        left: panels,
+                        values: a.values.prepared.as_ptr(),
+                        columns,
+                        column,
+                        sums: a.sums.as_mut_ptr().add(row * padded + column * LANES),
+                        steps: 0,
                     };
+                    let shape = (((rows - row) / 16).min(height), MOST.min(columns - column));
+                    block.begin(t, shape);
+                    let which = row..a.tile.len.min(row + 16 * height);
+                    for at in span.clone().step_by(PANEL) {
+                        let mut tokens = a.tokens;
+                        tokens.x = &tokens.x[at..];
+                        tokens.count = PANEL.min(span.end - at);
+                        // Where the tile unit is a panel behind, that is in the other half.
+                        let to = panels.add(at / PANEL % 2 * TILE * ROW);
+                        let features = which.len();
+                        let missing = shape.0 * 16 - features;
+                        to.add(features * ROW).write_bytes(0, missing * ROW);
+                        let z = (column == 0).then(|| a.z.as_mut_ptr().add(row * TOKENS));
+                        let mut take = Rows { panel: to.cast(), z };
+                        each_run(a.basis, a.tile, which.clone(), tokens, stack, &mut take);
+                        if !is_whole {
+                            block.multiply(t, shape);
+                        }
+                        block.left = to;
+                        block.values = a.values.prepared.as_ptr().add(at / PANEL * each);
+                        block.steps = tokens.count.div_ceil(STEP);
+                        if is_whole {
+                            block.multiply(t, shape);
+                        }
+                    }
+                    if !is_whole {
+                        block.multiply(t, shape);
+                    }
+                    block.end(t, shape);
                 }
             }
-            at += PANEL;
         }
         t.release();
     }
 }
 
-/// Sixteen features of a panel times its values.
-struct Product {
-    features: *const f32,
+/// Features of a panel times values, with sums in tile registers.
+struct Block {
+    left: *const f32,
+    /// Of the panel.
     values: *const f32,
+    /// Columns of values, and the first that counts.
     columns: usize,
-    steps: usize,
+    column: usize,
     sums: *mut f32,
-    z: *mut f32,
+    steps: usize,
 }
 
-impl Product {
-    /// Where sums of column `n` lie, and how far apart.
-    #[inline(always)]
-    unsafe fn sums(&self, n: usize) -> (*mut f32, usize) {
-        if n == self.columns {
-            return (self.z, TOKENS);
-        }
-        // SAFETY: forwarded.
-        unsafe { (self.sums.add(n * LANES), self.columns * LANES) }
-    }
-
-    #[inline(always)]
-    unsafe fn values(&self, step: usize, n: usize) -> *const f32 {
-        if n == self.columns {
-            return ONES.0.as_ptr().cast();
-        }
-        // SAFETY: forwarded.
-        unsafe { self.values.add((step * self.columns + n) * REGISTER) }
-    }
-
-    /// Columns `n .. n + N`. Returns N.
-    #[inline(always)]
-    unsafe fn add<const N: usize>(&self, t: &mut impl Tiles, n: usize) -> usize {
-        // SAFETY: forwarded.
-        unsafe {
-            macro_rules! each {
-                ($($c:literal),*) => {
-                    $(if $c < N {
-                        let (sums, stride) = self.sums(n + $c);
-                        t.load::<$c>(sums, stride);
-                    })*
-                    for step in 0..self.steps {
-                        t.load::<6>(self.features.add(step * LANES), ROW);
-                        $(if $c < N {
-                            t.load::<7>(self.values(step, n + $c), LANES);
-                            t.dot::<$c, 6, 7>();
-                        })*
-                    }
-                    $(if $c < N {
-                        let (sums, stride) = self.sums(n + $c);
-                        t.store::<$c>(sums, stride);
-                    })*
-                };
+/// What is done in registers for each of some (row of sixteen, column, register).
+macro_rules! registers {
+    ($shape:expr, $do:ident) => {
+        match $shape {
+            (4, 1) => {
+                $do!(4, 1, (0, [0 0] [1 1] [2 2] [3 3]));
             }
-            each!(0, 1, 2, 3, 4, 5);
+            (3, 1) => {
+                $do!(3, 1, (0, [0 0] [1 1] [2 2]));
+            }
+            (2, n) => {
+                $do!(2, n, (0, [0 0] [1 3]) (1, [0 1] [1 4]) (2, [0 2] [1 5]));
+            }
+            (_, n) => {
+                $do!(1, n, (0, [0 0]) (1, [0 1]) (2, [0 2]) (3, [0 3]) (4, [0 4]) (5, [0 5]));
+            }
         }
-        N
+    };
+}
+
+impl Block {
+    #[inline(always)]
+    unsafe fn begin(&self, t: &mut impl Tiles, shape: (usize, usize)) {
+        let padded = self.columns * LANES;
+        macro_rules! load {
+            ($k:expr, $n:expr, $(($column:literal, $([$row:literal $c:literal])*))*) => {
+                $(if $column < $n {
+                    $(t.load::<$c>(self.sums.add($row * 16 * padded + $column * LANES), padded);)*
+                })*
+            };
+        }
+        // SAFETY: forwarded.
+        unsafe { registers!(shape, load) }
+    }
+
+    #[inline(always)]
+    unsafe fn end(&self, t: &mut impl Tiles, shape: (usize, usize)) {
+        let padded = self.columns * LANES;
+        macro_rules! store {
+            ($k:expr, $n:expr, $(($column:literal, $([$row:literal $c:literal])*))*) => {
+                $(if $column < $n {
+                    $(t.store::<$c>(self.sums.add($row * 16 * padded + $column * LANES), padded);)*
+                })*
+            };
+        }
+        // SAFETY: forwarded.
+        unsafe { registers!(shape, store) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(&self, t: &mut impl Tiles, shape: (usize, usize)) {
+        macro_rules! dot {
+            ($k:expr, $n:expr, $(($column:literal, $([$row:literal $c:literal])*))*) => {
+                for step in 0..self.steps {
+                    let left = self.left.add(step * LANES);
+                    let values = self.values.add((step * self.columns + self.column) * REGISTER);
+                    if $k == 1 {
+                        t.load::<6>(left, ROW);
+                    }
+                    $(if $column < $n {
+                        t.load::<7>(values.add($column * REGISTER), LANES);
+                        $(
+                            if $k > 1 {
+                                t.load::<6>(left.add($row * 16 * ROW), ROW);
+                            }
+                            t.dot::<$c, 6, 7>();
+                        )*
+                    })*
+                }
+            };
+        }
+        // SAFETY: forwarded.
+        unsafe { registers!(shape, dot) }
     }
 }

@@ -5,13 +5,14 @@
 //! and an emulation that lets it be tested where there is AVX-512 but no AMX.
 
 mod absorb;
+mod direct;
 mod features;
 mod read;
 mod tiles;
 mod vectors;
 
 use super::avx512_f32;
-use super::kernels::{Absorb, Read};
+use super::kernels::{Absorb, Direct, Read};
 use super::{Kernels, Level};
 use read::Reading;
 use tiles::Amx;
@@ -20,6 +21,11 @@ use vectors::LANES;
 /// Whether this machine has what the kernels need.
 pub(super) fn is_available() -> bool {
     Level::Avx512.is_available() && tiles::available()
+}
+
+/// Whether values are wide enough for tiles to pay.
+pub(super) fn suits(d_value: usize) -> bool {
+    d_value >= 8 && read::fits(d_value.next_multiple_of(LANES))
 }
 
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
@@ -44,6 +50,18 @@ unsafe fn absorb(a: &mut Absorb<'_, f32>) {
     unsafe { absorb::absorb(&mut Amx, a) }
 }
 
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+unsafe fn polynomial(a: &mut Direct<'_, f32>) {
+    // SAFETY: the caller has made sure of the instructions.
+    unsafe {
+        if direct::fits(a) {
+            direct::polynomial(&mut Amx, a);
+        } else {
+            (avx512_f32::KERNELS.polynomial)(a);
+        }
+    }
+}
+
 /// What takes no tiles is done as with AVX-512.
 pub(super) static KERNELS: Kernels<f32> = Kernels {
     name: "amx_bf16",
@@ -55,10 +73,11 @@ pub(super) static KERNELS: Kernels<f32> = Kernels {
     pack: read::pack,
     prepare: absorb::prepare,
     fold: avx512_f32::KERNELS.fold,
-    polynomial: avx512_f32::KERNELS.polynomial,
+    polynomial,
     exponential: avx512_f32::KERNELS.exponential,
     read_one: avx512_f32::KERNELS.read_one,
     weigh_one: avx512_f32::KERNELS.weigh_one,
+    cache_one: avx512_f32::KERNELS.cache_one,
 };
 
 #[cfg(test)]

@@ -5,24 +5,32 @@ use std::arch::x86_64::*;
 /// Lanes of a register of f32.
 pub(super) const LANES: usize = 16;
 
-/// Sixteen pairs of bf16 (low, high), rounded to nearest; halfway cases go away from zero, which
-/// takes one addition where going to even takes three operations.
+/// A factor that makes up, on average over mantissas, for cutting f32 off to bf16.
+pub(super) const INFLATE: f32 = 1.0 + 1.0 / 362.0;
+
+/// x ready for its lower half to be cut off: rounded to nearest, halfway cases away from zero (one
+/// addition where going to even takes three operations), or as it is.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-pub(super) fn pair(low: __m512, high: __m512) -> __m512i {
-    let half = _mm512_set1_epi32(0x8000);
+fn ready<const ROUND: bool>(x: __m512) -> __m512i {
+    let x = _mm512_castps_si512(x);
+    if ROUND { _mm512_add_epi32(x, _mm512_set1_epi32(0x8000)) } else { x }
+}
+
+/// Sixteen pairs of bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+pub(super) fn pair<const ROUND: bool>(low: __m512, high: __m512) -> __m512i {
     let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
-    let low = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_castps_si512(low), half));
-    let high = _mm512_add_epi32(_mm512_castps_si512(high), half);
     // low | (high & upper)
-    _mm512_ternarylogic_epi32::<0xF8>(low, high, upper)
+    _mm512_ternarylogic_epi32::<0xF8>(first::<ROUND>(low), ready::<ROUND>(high), upper)
 }
 
 /// As [`pair`] with 0 for the second.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-pub(super) fn first(low: __m512) -> __m512i {
-    _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_castps_si512(low), _mm512_set1_epi32(0x8000)))
+pub(super) fn first<const ROUND: bool>(low: __m512) -> __m512i {
+    _mm512_srli_epi32::<16>(ready::<ROUND>(low))
 }
 
 /// Adds the second members to pairs that [`first`] left at `at`.
@@ -31,10 +39,9 @@ pub(super) fn first(low: __m512) -> __m512i {
 /// Sixteen elements at `at` are there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-pub(super) unsafe fn store_second(at: *mut i32, high: __m512) {
-    let high = _mm512_add_epi32(_mm512_castps_si512(high), _mm512_set1_epi32(0x8000));
+pub(super) unsafe fn store_second<const ROUND: bool>(at: *mut i32, high: __m512) {
     // SAFETY: forwarded.
-    unsafe { _mm512_mask_storeu_epi16(at.cast(), 0xAAAA_AAAA, high) };
+    unsafe { _mm512_mask_storeu_epi16(at.cast(), 0xAAAA_AAAA, ready::<ROUND>(high)) };
 }
 
 /// x rounded to bf16, halfway cases away from zero.
