@@ -466,6 +466,107 @@ impl Past {
     }
 }
 
+/// Sequences of their own lengths, packed, call after call.
+#[derive(Clone, Debug)]
+struct Ragged {
+    sizes: Sizes,
+    weighing: Weighing,
+    machine: Machine,
+    block: usize,
+    /// Tokens of each sequence in each call.
+    rounds: Vec<Vec<usize>>,
+    masked: bool,
+    seed: u64,
+}
+
+fn ragged() -> impl Strategy<Value = Ragged> {
+    let rounds = (1usize..=4).prop_flat_map(|sequences| {
+        let few = prop::collection::vec(0usize..2, sequences);
+        let many = prop::collection::vec(tokens(40), sequences);
+        prop::collection::vec(prop_oneof![few, many], 1..6)
+    });
+    let sizes = (1usize..=2, 1usize..=3, 1usize..=8, 1usize..=12);
+    (sizes, weighing(), machine(), 1usize..40, rounds, any::<bool>(), any::<u64>()).prop_map(
+        |((kv_heads, group, d_key, d_value), weighing, machine, block, rounds, masked, seed)| {
+            let sizes = Sizes { batch: 1, kv_heads, group, queries: 0, keys: 0, d_key, d_value };
+            Ragged { sizes, weighing, machine, block, rounds, masked, seed }
+        },
+    )
+}
+
+impl Ragged {
+    fn check(&self) {
+        let mut rng = StdRng::seed_from_u64(self.seed);
+        let s = self.sizes;
+        let plan = self.machine.plan(s.d_key, s.d_value, &self.weighing, self.block);
+        let sequences = self.rounds[0].len();
+        let lengths: Vec<usize> =
+            (0..sequences).map(|i| self.rounds.iter().map(|round| round[i]).sum()).collect();
+        let all: Vec<Inputs<f64>> = lengths
+            .iter()
+            .map(|&n| random(&mut rng, Sizes { queries: n, keys: n, ..s }, self.masked))
+            .collect();
+        let want: Vec<Vec<f64>> = all
+            .iter()
+            .zip(&lengths)
+            .map(|(inputs, &n)| oracle(inputs, 0, 0..n, 0..n, &self.weighing, true))
+            .collect();
+        let mut got: Vec<Vec<f64>> = want.iter().map(|want| vec![1e300; want.len()]).collect();
+        let mut seen = vec![0; sequences];
+        let mut state = State::new(&plan, sequences, s.kv_heads).unwrap();
+        for round in &self.rounds {
+            let total: usize = round.iter().sum();
+            // Each head's tokens of this round, sequence after sequence.
+            let packed = |of: fn(&Inputs<f64>) -> &[f64], heads: usize, d: usize| -> Vec<f64> {
+                (0..heads)
+                    .flat_map(|head| (0..sequences).map(move |i| (head, i)))
+                    .flat_map(|(head, i)| {
+                        let from = (head * lengths[i] + seen[i]) * d;
+                        of(&all[i])[from..from + round[i] * d].to_vec()
+                    })
+                    .collect()
+            };
+            let heads = s.kv_heads * s.group;
+            let q = packed(|x| &x.q, heads, s.d_key);
+            let k = packed(|x| &x.k, s.kv_heads, s.d_key);
+            let v = packed(|x| &x.v, s.kv_heads, s.d_value);
+            let mask: Vec<bool> = (0..sequences)
+                .flat_map(|i| {
+                    let of = |mask: &Vec<bool>| mask[seen[i]..seen[i] + round[i]].to_vec();
+                    all[i].mask.as_ref().map_or(vec![true; round[i]], of)
+                })
+                .collect();
+            let mut cu = vec![0];
+            round.iter().for_each(|n| cu.push(cu[cu.len() - 1] + n));
+            let mut call = Call::causal(
+                View::new(&q, [1, heads, total, s.d_key]).unwrap(),
+                View::new(&k, [1, s.kv_heads, total, s.d_key]).unwrap(),
+                View::new(&v, [1, s.kv_heads, total, s.d_value]).unwrap(),
+            )
+            .packed(&cu, &cu)
+            .state(&mut state);
+            if self.masked {
+                call = call.key_mask(&mask);
+            }
+            let mut y = vec![1e300; heads * total * s.d_value];
+            let out = ViewMut::new(&mut y, [1, heads, total, s.d_value]).unwrap();
+            self.machine.install(|| plan.run(call, out)).unwrap();
+            for (i, &n) in round.iter().enumerate() {
+                for head in 0..heads {
+                    let from = (head * total + cu[i]) * s.d_value;
+                    let to = (head * lengths[i] + seen[i]) * s.d_value;
+                    got[i][to..to + n * s.d_value].copy_from_slice(&y[from..from + n * s.d_value]);
+                }
+                seen[i] += n;
+            }
+        }
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(state.position(i), lengths[i] as u64);
+            check("ragged", got, want, s.d_value);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(config(800))]
 
@@ -477,5 +578,10 @@ proptest! {
     #[test]
     fn pasts_are_as_the_oracle_has_them(past in past()) {
         past.check();
+    }
+
+    #[test]
+    fn packed_pasts_are_as_the_oracle_has_them(ragged in ragged()) {
+        ragged.check();
     }
 }
