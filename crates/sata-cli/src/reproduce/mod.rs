@@ -142,7 +142,7 @@ mod tests {
     fn a_small_run_finds_what_the_quick_one_does() {
         let scope = Scope {
             recovery: vec![(8, 3), (8, 4)],
-            queries: Some([1024, 1024]),
+            elements: Some(8192),
             floor_tokens: vec![256],
             floor_head: 4,
             decode_tokens: 4096,

@@ -97,7 +97,7 @@ pub fn run(scope: &Scope, progress: &Progress) -> Outcome<Vec<Recovery>> {
         }
         progress.doing(format!("figures A3 and A4: f64 softmax, d = {d}"));
         let inputs = Sample::new(scope.seed, d, TOKENS);
-        let uniform = scope.queries.map(|[small, large]| if d <= 16 { small } else { large });
+        let uniform = scope.elements.map(|elements| elements / d);
         let truth = Truth::new(scope.seed, d, &inputs.to_f64(), uniform)?;
         for terms in terms {
             progress.doing(format!("figures A3 and A4: d = {d}, P = {terms}"));

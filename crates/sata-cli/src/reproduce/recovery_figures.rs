@@ -27,7 +27,7 @@ fn subtitle(scope: &Scope) -> Vec<String> {
         "causal, 102,400 tokens from N(0, 1) rounded to f16, f32 arithmetic, against f64 softmax; \
          seed {}, {}",
         scope.seed,
-        if scope.queries.is_none() { "all queries" } else { "queries sampled over all positions" }
+        if scope.elements.is_none() { "all queries" } else { "queries sampled over all positions" }
     )]
 }
 

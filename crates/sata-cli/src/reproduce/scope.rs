@@ -20,8 +20,8 @@ pub struct Scope {
     pub seed: u64,
     /// Head sizes and numbers of terms of figures A3 and A4.
     pub recovery: Vec<(usize, usize)>,
-    /// Queries that figures A3 and A4 compare, for heads up to 16 and larger ones; all if not said.
-    pub queries: Option<[usize; 2]>,
+    /// Output elements that figures A3 and A4 compare, spread over all positions; all if not said.
+    pub elements: Option<usize>,
     /// Context lengths of the precision floor.
     pub floor_tokens: Vec<usize>,
     /// Head size of the precision floor.
@@ -44,7 +44,7 @@ impl Scope {
             seed,
             recovery: all().into_iter().filter(|size| !slow.contains(size)).collect(),
             // Enough that another choice of queries moves the medians by less than 0.01.
-            queries: Some([16_384, 4096]),
+            elements: Some(1 << 17),
             floor_tokens: vec![1 << 10, 1 << 12, 1 << 14, 1 << 16],
             floor_head: 16,
             decode_tokens: 1 << 24,
@@ -59,7 +59,7 @@ impl Scope {
             mode: "full",
             seed,
             recovery: all(),
-            queries: None,
+            elements: None,
             floor_tokens: vec![1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20],
             floor_head: 16,
             decode_tokens: 1 << 27,
