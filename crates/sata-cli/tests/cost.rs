@@ -31,5 +31,7 @@ fn plots_are_svg_or_png() {
     room.good("cost --terms 3,4 --tokens 1K,2K --plot a.png");
     let svg = String::from_utf8(room.read("a.svg")).unwrap();
     assert!(svg.starts_with("<svg ") && svg.contains("viewBox") && svg.contains("FLOPs per token"));
+    // What a panel is clipped to is there.
+    assert!(svg.contains("clip-path=\"url(#figure1-1)\"") && svg.contains("id=\"figure1-1\""));
     assert!(room.read("a.png").starts_with(b"\x89PNG"));
 }

@@ -90,6 +90,12 @@ pub fn scene(figure: &Figure) -> Scene {
 
 fn draw_panel(scene: &mut Scene, panel: &Panel, frame: &Frame, id: String) {
     draw_grid(scene, panel, frame);
+    // The PNG writer takes the rectangle from the mark, the SVG writer from this definition.
+    scene.defs.push(format!(
+        "<clipPath id=\"{id}\"><rect x=\"{}\" y=\"{}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+         /></clipPath>",
+        frame.left, frame.top
+    ));
     scene.elements.push(Primitive::ClipStart {
         x: frame.left,
         y: frame.top,
