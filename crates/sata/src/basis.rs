@@ -15,6 +15,9 @@ pub(crate) const TILE: usize = 64;
 
 /// C(n, k), or `None` where it exceeds 128 bits.
 pub(crate) fn binomial(n: usize, k: usize) -> Option<u128> {
+    if k > n {
+        return Some(0);
+    }
     let k = k.min(n - k) as u128;
     let n = n as u128;
     let mut c: u128 = 1;
@@ -96,8 +99,12 @@ impl Basis {
     /// Tables for `orders` (ascending) of monomials in `d_key` variables.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when the tables do not fit in memory.
+    /// [`Error::TooLarge`] when the tables do not fit in memory, [`Error::Spec`] for no variables.
     pub fn new(d_key: usize, orders: &[usize]) -> Result<Self, Error> {
+        if d_key == 0 {
+            let (value, requires) = ("0".into(), "it must be at least 1".into());
+            return Err(Error::Spec { field: "d_key", value, requires });
+        }
         let total = features(d_key, orders);
         let bytes = Self::bytes_needed(d_key, orders);
         crate::memory::check(d_key, orders, total, "the basis", bytes)?;

@@ -40,6 +40,13 @@ pub fn attention<E: Element>(
         let expected = format!("{queries} causal queries from offset {offset} need as many keys");
         return Err(Error::shape("k", &k.shape(), expected));
     }
+    if !scale.is_finite() {
+        return Err(Error::Spec {
+            field: "scale",
+            value: scale.to_string(),
+            requires: "it must be finite".into(),
+        });
+    }
     q.check_finite("q")?;
     k.check_finite("k")?;
     v.check_finite("v")?;
@@ -71,7 +78,8 @@ pub fn attention<E: Element>(
 }
 
 /// One query against a KV cache of n tokens, `keys` `[n, d_key]` and `values` `[n, d_value]`,
-/// split over threads: a conventional decode step.
+/// split over threads: a conventional decode step. Reading the cache is all it costs, so its
+/// numbers are not checked: NaN in gives NaN out.
 ///
 /// # Errors
 /// [`Error::Shape`] when lengths do not fit, [`Error::Level`] for a bad `SATA_SIMD`.

@@ -51,7 +51,7 @@ pub fn corrected_flops(d_key: usize, d_value: usize, terms: usize) -> u128 {
 /// FLOPs of the two products with the state, 4·D·(d_V + 1): what this project's rates count,
 /// features and normalisation not included.
 pub fn useful_flops(d_key: usize, d_value: usize, orders: &[usize]) -> u128 {
-    4 * (d_value as u128 + 1).saturating_mul(features(d_key, orders))
+    (4 * (d_value as u128 + 1)).saturating_mul(features(d_key, orders))
 }
 
 /// FLOPs of a feature map without symmetry: d_K^p features in place of m_p (figure 3).
@@ -79,7 +79,7 @@ pub fn conventional_flops_of_public_code(d: usize, tokens: u128) -> u128 {
 
 /// Tokens from which a KV cache holds more elements than the state.
 pub fn break_even_memory(d_key: usize, d_value: usize, orders: &[usize]) -> u128 {
-    state_elements(d_key, d_value, orders).div_ceil(d_key as u128 + d_value as u128)
+    state_elements(d_key, d_value, orders).div_ceil((d_key as u128 + d_value as u128).max(1))
 }
 
 /// Tokens from which one decode step of conventional attention takes more FLOPs, by the paper's

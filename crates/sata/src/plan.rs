@@ -156,6 +156,7 @@ impl Plan {
         state: bool,
         threads: usize,
     ) -> Recipe {
+        let (units, group, threads) = (units.max(1), group.max(1), threads.max(1));
         self.choose::<E>(Sizes { units, group, queries, keys, causal, state, threads })
     }
 

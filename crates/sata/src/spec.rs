@@ -88,6 +88,12 @@ pub struct SpecBuilder {
 
 /// Number of terms when nothing is said: the paper's choice.
 pub const DEFAULT_TERMS: usize = 4;
+/// Terms beyond which no series is taken: far beyond the order at which 1/p! is 0 in f64.
+const MAX_TERMS: usize = 1 << 16;
+/// Largest key or value.
+const MAX_SIZE: usize = 1 << 24;
+/// Most tokens in a block.
+const MAX_BLOCK: usize = 1 << 24;
 /// Tokens in a block when nothing is said.
 pub const DEFAULT_BLOCK: usize = 64;
 
@@ -256,12 +262,16 @@ impl SpecBuilder {
             Err(Error::Spec { field, value, requires: requires.into() })
         };
         for (field, value) in [("d_key", self.d_key), ("d_value", self.d_value)] {
-            if value == 0 {
-                return no(field, "0".into(), "it must be at least 1");
+            if value == 0 || value > MAX_SIZE {
+                return no(field, value.to_string(), &format!("it must be 1 to {MAX_SIZE}"));
             }
         }
-        if self.block == 0 {
-            return no("block", "0".into(), "it must be at least 1 token");
+        if self.block == 0 || self.block > MAX_BLOCK {
+            let requires = format!("it must be 1 to {MAX_BLOCK} tokens");
+            return no("block", self.block.to_string(), &requires);
+        }
+        if let Some(terms) = self.terms.filter(|&terms| terms > MAX_TERMS) {
+            return no("terms", terms.to_string(), &format!("it must be at most {MAX_TERMS}"));
         }
         if self.terms == Some(0) {
             return no("terms", "0".into(), "a series needs at least 1 term");
@@ -286,14 +296,23 @@ impl SpecBuilder {
                         "at least one coefficient must not be 0",
                     );
                 }
+                if coefficients.len() > MAX_TERMS {
+                    return no(
+                        "series",
+                        format!("{} coefficients", coefficients.len()),
+                        &format!("there must be at most {MAX_TERMS}"),
+                    );
+                }
                 Some(coefficients.len())
             }
             Series::Power { exponent, floor } => {
-                if *exponent < 2 || exponent % 2 == 1 {
+                if *exponent < 2 || exponent % 2 == 1 || *exponent >= MAX_TERMS {
                     return no(
                         "series",
                         format!("power:{exponent}"),
-                        "the exponent must be even and at least 2, for weights to be positive",
+                        &format!(
+                            "the exponent must be even, for weights to be positive, from 2 to {MAX_TERMS}"
+                        ),
                     );
                 }
                 if !floor.is_finite() || *floor < 0.0 {
@@ -303,7 +322,7 @@ impl SpecBuilder {
                         "the floor must be finite and at least 0",
                     );
                 }
-                exponent.checked_add(1)
+                Some(exponent + 1)
             }
             Series::Gauss => {
                 let terms = self.terms.unwrap_or(DEFAULT_TERMS);

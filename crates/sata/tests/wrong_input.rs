@@ -722,3 +722,21 @@ fn a_call_of_no_tokens_does_nothing() {
         }
     }
 }
+
+#[test]
+fn extreme_specs_are_refused_before_anything_is_made() {
+    let refused = |spec: sata::SpecBuilder, word: &str| {
+        let text = spec.build().unwrap_err().to_string();
+        assert!(text.contains(word), "{text}");
+    };
+    refused(Spec::new(8, 8).terms(1 << 62), "terms is 4611686018427387904");
+    refused(Spec::new(8, 8).series(sata::Series::power(usize::MAX - 1)), "power:");
+    refused(Spec::new(usize::MAX, 8), "d_key is 18446744073709551615");
+    refused(Spec::new(8, usize::MAX), "d_value is 18446744073709551615");
+    refused(Spec::new(8, 8).block(usize::MAX), "block is 18446744073709551615");
+    assert!(sata::basis::Basis::new(0, &[0, 1]).is_err());
+    assert_eq!(sata::basis::features(0, &[1, 2]), 0);
+    assert_eq!(sata::cost::break_even_memory(0, 0, &[0]), 1);
+    let plan = Plan::new(&Spec::new(8, 8).build().unwrap()).unwrap();
+    assert!(plan.recipe::<f32>([0, 0], [0, 0], true, true, 0).slices >= 1);
+}

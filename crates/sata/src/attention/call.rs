@@ -108,12 +108,12 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
             return Err(Error::shape("out", &out, format!("it must be {wants:?}")));
         }
         if let Some(mask) = self.key_mask
-            && mask.len() != k[0] * k[2]
+            && Some(mask.len()) != k[0].checked_mul(k[2])
         {
             return Err(Error::shape(
                 "key_mask",
                 &[mask.len()],
-                format!("it must have batch · keys = {} elements", k[0] * k[2]),
+                format!("it must have batch · keys = {} · {} elements", k[0], k[2]),
             ));
         }
         if let Some((cu_queries, cu_keys)) = self.packed {
