@@ -91,7 +91,7 @@ pub const DEFAULT_TERMS: usize = 4;
 /// Terms beyond which no series is taken: far beyond the order at which 1/p! is 0 in f64.
 const MAX_TERMS: usize = 1 << 16;
 /// Largest key or value.
-const MAX_SIZE: usize = 1 << 24;
+const MAX_SIZE: usize = 1 << 48;
 /// Most tokens in a block.
 const MAX_BLOCK: usize = 1 << 24;
 /// Tokens in a block when nothing is said.

@@ -113,7 +113,7 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
             return Err(Error::shape(
                 "key_mask",
                 &[mask.len()],
-                format!("it must have batch · keys = {} · {} elements", k[0], k[2]),
+                format!("it must have batch · keys = {} elements", k[0].saturating_mul(k[2])),
             ));
         }
         if let Some((cu_queries, cu_keys)) = self.packed {
