@@ -611,9 +611,9 @@ fn a_lie_is_refused_though_signed() {
         }
     };
     lie(&spec("\"d_key\":2", "\"d_key\":0"), "d_key is 0");
-    lie(&spec("\"d_key\":2", "\"d_key\":18446744073709551615"), "must be F32");
-    lie(&spec("\"d_value\":1", "\"d_value\":18446744073709551615"), "must be F32");
-    lie(&spec("\"block\":4", "\"block\":18446744073709551615"), "must be F32");
+    lie(&spec("\"d_key\":2", "\"d_key\":18446744073709551615"), "it must be 1 to");
+    lie(&spec("\"d_value\":1", "\"d_value\":18446744073709551615"), "it must be 1 to");
+    lie(&spec("\"block\":4", "\"block\":18446744073709551615"), "it must be 1 to");
     lie(&spec("\"terms\":2", "\"terms\":1000000000000000000"), "1000000000000000000 terms");
     lie(&spec("{", "{\"x\":1,"), "spec");
     // Sizes out of all proportion to the file: x^1000000000 of one variable is one feature.
