@@ -31,9 +31,9 @@ pub struct Recipe {
     pub features: u128,
     /// Name of the kernels.
     pub kernels: &'static str,
-    /// Estimated FLOPs per key/value head: direct form.
+    /// Estimated cost per key/value head, in FLOPs of the vector kernels: direct form.
     pub direct_flops: f64,
-    /// Estimated FLOPs per key/value head: state form.
+    /// The same for the state form.
     pub state_flops: f64,
 }
 
@@ -163,8 +163,9 @@ impl Plan {
     pub(crate) fn choose<E: Element>(&self, sizes: Sizes) -> Recipe {
         let (d_key, d_value) = (self.spec.d_key(), self.spec.d_value());
         let features = features(d_key, &self.orders);
-        let one = features as f64 * 2.0 * (d_value as f64 + 1.0);
-        let pair = cost::direct_flops(d_key, d_value, self.spec.terms()) as f64;
+        let [by_features, by_pairs] = self.kernels::<E>().speed;
+        let one = features as f64 * 2.0 * (d_value as f64 + 1.0) / by_features;
+        let pair = cost::direct_flops(d_key, d_value, self.spec.terms()) as f64 / by_pairs;
         let (queries, keys, group) = (sizes.queries as f64, sizes.keys as f64, sizes.group as f64);
         // Adding a chunk's sums to the far sums and preparing these for reading costs about as
         // much as 32 FLOPs an element; half a chunk per query is weighed directly.

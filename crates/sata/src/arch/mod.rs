@@ -18,7 +18,7 @@ use std::str::FromStr;
 pub(crate) use buffer::Buffer;
 pub(crate) use kernels::{
     Absorb, CacheOne, DECODE_SCRATCH, Direct, Far, PANEL, Packed, Read, ReadOne, Scratch, TOKENS,
-    Tokens, Values, WeighOne,
+    Tokens, Values, WeighOne, stride,
 };
 
 use crate::Error;
@@ -132,6 +132,10 @@ pub struct Kernels<T> {
     pub(crate) name: &'static str,
     /// Lanes of the vectors, to which d_value is padded.
     pub(crate) lanes: usize,
+    /// Tiles to pack and read at a time.
+    pub(crate) tiles: usize,
+    /// How much faster it is than the vector kernels at features and at pairs, about.
+    pub(crate) speed: [f64; 2],
     /// Elements that `pack` writes for one tile, given d_value padded.
     pub(crate) packed_len: fn(padded: usize) -> usize,
     /// Elements that `prepare` writes for one panel, given d_value padded; 0 when it is not needed.
@@ -222,6 +226,8 @@ macro_rules! entry_points {
             pub(super) static KERNELS: Kernels<$elem> = Kernels {
                 name: stringify!($module),
                 lanes: V::LANES,
+                tiles: 1,
+                speed: [1.0, 1.0],
                 packed_len: |padded| crate::basis::TILE * padded,
                 prepared_len: |_| 0,
                 read,

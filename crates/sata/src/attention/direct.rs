@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use super::call::Shape;
 use super::{Piece, finish, load};
-use crate::arch::{Buffer, Direct, Kernels, PANEL, Scratch, TOKENS, Tokens};
-use crate::basis::TILE;
+use crate::arch::{Buffer, Direct, Kernels, PANEL, Scratch, TOKENS, Tokens, stride};
 use crate::view::Rows;
 use crate::{Diagnostics, Element, Plan, Real, parallel};
 
@@ -86,51 +85,37 @@ impl<T: Real> Weighing<T> {
         from: &Loaded<T>,
     ) -> Diagnostics {
         let (d_key, padded) = (self.d_key, self.padded());
-        let mut x = Buffer::zeroed((d_key + 1) * PANEL);
-        let mut num = Buffer::zeroed(PANEL * padded);
-        let mut den = Buffer::zeroed(PANEL);
-        let mut max = Buffer::zeroed(PANEL);
-        let mut scratch = Scratch::direct();
-        let mut found = Diagnostics::default();
+        let ld = stride(queries.len());
+        let mut x = Buffer::zeroed((d_key + 1) * ld);
+        let count = load::queries(piece, head, queries.clone(), self.scale, &mut x, ld);
+        let mut num = Buffer::zeroed(count * padded);
+        let mut den = Buffer::zeroed(count);
+        let mut max = Buffer::zeroed(count);
+        max.fill(T::LOWEST);
         let (kernel, coefficients) = match &self.weight {
             Weight::Polynomial(coefficients) => (self.kernels.polynomial, &coefficients[..]),
             Weight::Exponential => (self.kernels.exponential, &[][..]),
         };
-        for first in queries.clone().step_by(PANEL) {
-            let panel = first..(first + PANEL).min(queries.end);
-            let count = load::queries(piece, head, panel.clone(), self.scale, &mut x, PANEL);
-            num.fill(T::ZERO);
-            den.fill(T::ZERO);
-            max.fill(T::LOWEST);
-            let seen = self.causal.map_or(piece.keys, |more| piece.keys.min(panel.end + more));
-            let mut s = 0;
-            while s < seen {
-                let tile = TILE.min((seen - s).next_multiple_of(TOKENS));
-                // The diagonal, counted within the panel and the tile.
-                let diagonal = self.causal.map(|more| (first + more) as isize - s as isize);
-                let mut call = Direct {
-                    d_key,
-                    queries: Tokens { x: &x, ld: PANEL, count },
-                    keys: Tokens { x: &from.keys[s..], ld: from.ld, count: tile },
-                    values: &from.values[s * padded..],
-                    padded,
-                    diagonal: diagonal.filter(|&diagonal| diagonal < tile as isize),
-                    coefficients,
-                    num: &mut num,
-                    den: &mut den,
-                    max: &mut max,
-                    scratch: &mut scratch,
-                };
-                // SAFETY: kernels are only handed out for instruction sets that are there.
-                unsafe { kernel(&mut call) };
-                s += tile;
-            }
-            // SAFETY: tasks answer disjoint queries.
-            found = found.merged(unsafe {
-                finish(rows, piece, head, first, &den[..panel.len()], &num, padded)
-            });
+        let seen = self.causal.map_or(piece.keys, |more| piece.keys.min(queries.end + more));
+        let mut call = Direct {
+            d_key,
+            queries: Tokens { x: &x, ld, count },
+            keys: Tokens { x: &from.keys, ld: from.ld, count: seen.next_multiple_of(TOKENS) },
+            values: &from.values,
+            padded,
+            diagonal: self.causal.map(|more| (queries.start + more) as isize),
+            coefficients,
+            num: &mut num,
+            den: &mut den,
+            max: &mut max,
+            scratch: &mut Scratch::direct(),
+        };
+        // SAFETY: kernels are only handed out for instruction sets that are there; tasks answer
+        // disjoint queries.
+        unsafe {
+            kernel(&mut call);
+            finish(rows, piece, head, queries.start, &den[..queries.len()], &num, padded)
         }
-        found
     }
 }
 
@@ -149,7 +134,7 @@ impl<T: Real> Loaded<T> {
         piece: &Piece<'_, E>,
         head: usize,
     ) {
-        self.ld = piece.keys.next_multiple_of(TOKENS);
+        self.ld = stride(piece.keys);
         self.keys = Buffer::zeroed((by.d_key + 1) * self.ld);
         self.values = Buffer::zeroed(self.ld * by.padded());
         load::keys(piece, head, 0..piece.keys, &mut self.keys, self.ld, 0);

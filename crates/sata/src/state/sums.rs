@@ -3,7 +3,7 @@
 use crate::arch::{
     Absorb, Buffer, DECODE_SCRATCH, Far, Kernels, PANEL, Scratch, TOKENS, Tokens, Values, prefetch,
 };
-use crate::basis::{Basis, TILE};
+use crate::basis::{Basis, TILE, Tile};
 use crate::{Real, Spec};
 
 /// Elements readable beyond the end of sums, for loads of whole vectors.
@@ -226,45 +226,39 @@ impl<T: Real> FoldWork<T> {
         }
     }
 
-    /// Sums `tokens` tokens of tile `tile` apart, then adds them to its far sums.
-    pub(crate) fn fold_tile(
+    /// Sums `tokens` tokens of each tile apart, then adds them to the tiles' far sums.
+    pub(crate) fn fold_tiles(
         &mut self,
         basis: &Basis,
-        tile: usize,
+        tiles: &[Tile],
         x: &[T],
         ld: usize,
         tokens: usize,
         far: &mut Far<'_, T>,
     ) {
-        let tile = &basis.tiles()[tile];
-        // A state may hold higher orders than the plan that goes on with it.
-        self.scratch.stack.grown((tile.order + 1) * PANEL);
-        let rows = tile.len.next_multiple_of(16).min(TILE);
-        self.sums[..rows * self.padded].fill(T::ZERO);
-        self.z[..rows * TOKENS].fill(T::ZERO);
-        let each = (self.kernels.prepared_len)(self.padded);
-        let mut first = 0;
-        while first < tokens {
-            let count = PANEL.min(tokens - first);
+        for tile in tiles {
+            // A state may hold higher orders than the plan that goes on with it.
+            self.scratch.stack.grown((tile.order + 1) * PANEL);
+            let rows = tile.len.next_multiple_of(16).min(TILE);
+            self.sums[..rows * self.padded].fill(T::ZERO);
+            self.z[..rows * TOKENS].fill(T::ZERO);
             let mut call = Absorb {
                 basis,
                 tile,
-                tokens: Tokens { x: &x[first..], ld, count },
-                values: Values {
-                    rows: &self.values[first * self.padded..],
-                    prepared: &self.prepared[first / PANEL * each..],
-                },
+                tokens: Tokens { x, ld, count: tokens },
+                values: Values { rows: &self.values, prepared: &self.prepared },
                 padded: self.padded,
                 sums: &mut self.sums,
                 z: &mut self.z,
                 scratch: &mut self.scratch,
             };
+            let mut part = far.part(tile.start - tiles[0].start, tile.len, self.d_value);
             // SAFETY: kernels are only handed out for instruction sets that are there.
-            unsafe { (self.kernels.absorb)(&mut call) };
-            first += count;
+            unsafe {
+                (self.kernels.absorb)(&mut call);
+                (self.kernels.fold)(&self.sums, &self.z, tile.len, self.d_value, &mut part);
+            }
         }
-        // SAFETY: as above.
-        unsafe { (self.kernels.fold)(&self.sums, &self.z, tile.len, self.d_value, far) };
     }
 }
 
@@ -280,11 +274,5 @@ pub(crate) fn fold_tokens<T: Real>(
     far: &mut Far<'_, T>,
 ) {
     work.prepare(tokens);
-    let d_value = work.d_value;
-    let mut at = 0;
-    for tile in tiles {
-        let len = basis.tiles()[tile].len;
-        work.fold_tile(basis, tile, x, ld, tokens, &mut far.part(at, len, d_value));
-        at += len;
-    }
+    work.fold_tiles(basis, &basis.tiles()[tiles], x, ld, tokens, far);
 }

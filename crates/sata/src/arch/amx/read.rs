@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 use super::features::{Take, each_run};
 use super::tiles::{Shapes, Tiles};
 use super::vectors::{LANES, first, load_block, pair, rounded, store_second, transpose};
-use crate::arch::kernels::{PANEL, Scratch, TOKENS, Tokens};
-use crate::basis::{Basis, TILE, Tile};
+use crate::arch::kernels::{PANEL, Read, TOKENS};
+use crate::basis::TILE;
 
 /// Features of one product.
 const STEP: usize = 32;
@@ -216,20 +216,7 @@ struct Results {
     _room: [[f32; BLOCK]; ROWS],
 }
 
-/// What [`read`] reads.
-pub(super) struct Reading<'a> {
-    pub basis: &'a Basis,
-    pub tiles: &'a [Tile],
-    pub tokens: Tokens<'a, f32>,
-    /// What [`pack`] left, [`packed_len`] elements per tile.
-    pub packed: &'a [f32],
-    pub padded: usize,
-    pub num: &'a mut [f32],
-    pub den: &'a mut [f32],
-    pub scratch: &'a mut Scratch<f32>,
-}
-
-/// Reads any number of tiles at once: see [`Read`](crate::arch::kernels::Read).
+/// See [`Read`].
 ///
 /// Features are made while the tile unit multiplies those made before. Results stay in tile
 /// registers over all tiles where they have room, else they are loaded and stored every few tiles.
@@ -238,12 +225,12 @@ pub(super) struct Reading<'a> {
 /// The machine has AVX-512 and what `t` needs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-pub(super) unsafe fn read(t: &mut impl Tiles, a: &mut Reading<'_>) {
+pub(super) unsafe fn read(t: &mut impl Tiles, a: &mut Read<'_, f32>) {
     let (count, padded) = (a.tokens.count, a.padded);
     let each = packed_len(padded);
     assert!(count.is_multiple_of(TOKENS) && padded.is_multiple_of(LANES) && fits(padded));
     assert!(a.tokens.x.len() >= a.basis.d_key() * a.tokens.ld + count);
-    assert!(a.packed.len() >= a.tiles.len() * each);
+    assert!(a.packed.sums.len() >= a.tiles.len() * each);
     assert!(a.num.len() >= count * padded && a.den.len() >= count);
     let stack_len = a.scratch.stack.len();
     assert!(a.tiles.iter().all(|tile| stack_len >= tile.order * PANEL && tile.len <= TILE));
@@ -274,7 +261,7 @@ pub(super) unsafe fn read(t: &mut impl Tiles, a: &mut Reading<'_>) {
             if stays {
                 product.results(t, 0, true);
             }
-            let mut packed = a.packed.as_ptr();
+            let mut packed = a.packed.sums.as_ptr();
             for (i, tiles) in a.tiles.chunks(few).enumerate() {
                 // The tile unit is some tiles behind, in the other half of the room.
                 let mut to = panels.add(i % 2 * FEW * TILE / 2 * BLOCK);

@@ -6,8 +6,8 @@ use rand_distr::StandardNormal;
 
 use super::tiles::{Amx, Shapes, Tiles};
 use super::*;
-use crate::arch::Buffer;
 use crate::arch::kernels::{PANEL, Scratch, TOKENS, Tokens, Values};
+use crate::arch::{Buffer, Packed};
 use crate::basis::{Basis, TILE, Tile};
 
 /// The tile unit in plain code.
@@ -243,7 +243,7 @@ fn absorbing_on_the_tile_unit() {
     }
 }
 
-fn check_read(mut run: impl FnMut(&mut Reading<'_>)) {
+fn check_read(mut run: impl FnMut(&mut Read<'_, f32>)) {
     let mut rng = SmallRng::seed_from_u64(2);
     for (case, &(d, orders)) in BASES.iter().enumerate() {
         let basis = Basis::new(d, orders).unwrap();
@@ -288,11 +288,11 @@ fn check_read(mut run: impl FnMut(&mut Reading<'_>)) {
                 }
                 let mut scratch = Scratch::new(&basis);
                 scratch.panel.fill(f32::NAN);
-                run(&mut Reading {
+                run(&mut Read {
                     basis: &basis,
                     tiles,
                     tokens: Tokens { x: &x, ld, count },
-                    packed: &packed,
+                    packed: Packed { sums: &packed, z: &[] },
                     padded,
                     num: &mut num,
                     den: &mut den,
@@ -554,11 +554,11 @@ impl Inputs {
         let mut num = vec![0.0; self.queries * padded];
         let mut den = vec![0.0; self.queries];
         for at in (0..self.queries).step_by(PANEL) {
-            let mut a = Reading {
+            let mut a = Read {
                 basis,
                 tiles: basis.tiles(),
                 tokens: Tokens { x: &q[at..], ld: self.queries, count: PANEL },
-                packed: &packed,
+                packed: Packed { sums: &packed, z: &[] },
                 padded,
                 num: &mut num[at * padded..],
                 den: &mut den[at..],
@@ -768,11 +768,11 @@ fn rates() {
                         for (tiles, packed) in
                             tiles.chunks($group).zip(packed.chunks($group * each))
                         {
-                            let mut a = Reading {
+                            let mut a = Read {
                                 basis: &basis,
                                 tiles,
                                 tokens: Tokens { x: &x, ld, count: chunk },
-                                packed,
+                                packed: Packed { sums: packed, z: &[] },
                                 padded,
                                 num: &mut num,
                                 den: &mut den,
@@ -832,9 +832,9 @@ fn rates() {
                     for t in (0..chunk).step_by(PANEL) {
                         let mut a = Read {
                             basis: &basis,
-                            tile,
+                            tiles: std::slice::from_ref(tile),
                             tokens: Tokens { x: &x[t..], ld, count: PANEL },
-                            packed: crate::arch::Packed { sums: &plain, z: &z },
+                            packed: Packed { sums: &plain, z: &z },
                             padded,
                             num: &mut num[t * padded..],
                             den: &mut den[t..],

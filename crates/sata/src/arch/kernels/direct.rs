@@ -1,10 +1,63 @@
-//! The direct form: a panel of queries weighs a tile of keys one by one.
+//! The direct form: panels of queries weigh tiles of keys one by one.
 
 use super::gemm::{Left, Rows, gemm};
-use super::{Direct, PANEL, TOKENS};
+use super::{Direct, PANEL, TOKENS, Tokens};
 use crate::Real;
 use crate::arch::vector::{Vector, exp};
 use crate::basis::TILE;
+
+/// Up to a panel of queries and a tile of keys.
+struct Block {
+    queries: usize,
+    query_count: usize,
+    keys: usize,
+    key_count: usize,
+    /// Counted within the block.
+    diagonal: Option<isize>,
+}
+
+/// The blocks of a call in which any query sees any key, queries by queries.
+fn blocks(nq: usize, nk: usize, diagonal: Option<isize>) -> impl Iterator<Item = Block> {
+    // Half panels on a diagonal: less of a tile is computed in vain.
+    let width = if diagonal.is_some() { PANEL / 2 } else { PANEL };
+    (0..nq).step_by(width).flat_map(move |queries| {
+        let query_count = width.min(nq - queries);
+        let seen = diagonal.map_or(nk, |diagonal| {
+            let last = (queries + query_count) as isize + diagonal;
+            last.clamp(0, nk as isize) as usize
+        });
+        (0..seen).step_by(TILE).map(move |keys| {
+            let key_count = TILE.min((seen - keys).next_multiple_of(TOKENS));
+            let diagonal = diagonal.map(|diagonal| diagonal + queries as isize - keys as isize);
+            let diagonal = diagonal.filter(|&diagonal| diagonal < key_count as isize);
+            Block { queries, query_count, keys, key_count, diagonal }
+        })
+    })
+}
+
+impl<T: Real> Direct<'_, T> {
+    /// The same for one block.
+    #[inline(always)]
+    fn block(&mut self, block: &Block) -> Direct<'_, T> {
+        let Tokens { x, ld, .. } = self.queries;
+        let queries = Tokens { x: &x[block.queries..], ld, count: block.query_count };
+        let Tokens { x, ld, .. } = self.keys;
+        let keys = Tokens { x: &x[block.keys..], ld, count: block.key_count };
+        Direct {
+            d_key: self.d_key,
+            queries,
+            keys,
+            values: &self.values[block.keys * self.padded..],
+            padded: self.padded,
+            diagonal: block.diagonal,
+            coefficients: self.coefficients,
+            num: &mut self.num[block.queries * self.padded..],
+            den: &mut self.den[block.queries..],
+            max: self.max.get_mut(block.queries..).unwrap_or_default(),
+            scratch: self.scratch,
+        }
+    }
+}
 
 fn check<T: Real>(a: &Direct<'_, T>) {
     let (nq, nk) = (a.queries.count, a.keys.count);
@@ -100,6 +153,18 @@ where
     V: Vector,
     G: Vector<Elem = V::Elem>,
 {
+    for block in blocks(a.queries.count, a.keys.count, a.diagonal) {
+        // SAFETY: forwarded.
+        unsafe { polynomial_block::<V, G>(&mut a.block(&block)) };
+    }
+}
+
+#[inline(always)]
+unsafe fn polynomial_block<V, G>(a: &mut Direct<'_, V::Elem>)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
     check(a);
     let (nq, nk) = (a.queries.count, a.keys.count);
     let Some((&top, rest)) = a.coefficients.split_last() else {
@@ -137,6 +202,18 @@ where
 /// are made.
 #[inline(always)]
 pub(in crate::arch) unsafe fn exponential<V, G>(a: &mut Direct<'_, V::Elem>)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
+    for block in blocks(a.queries.count, a.keys.count, a.diagonal) {
+        // SAFETY: forwarded.
+        unsafe { exponential_block::<V, G>(&mut a.block(&block)) };
+    }
+}
+
+#[inline(always)]
+unsafe fn exponential_block<V, G>(a: &mut Direct<'_, V::Elem>)
 where
     V: Vector,
     G: Vector<Elem = V::Elem>,

@@ -60,30 +60,44 @@ impl<T: Real> Scratch<T> {
     }
 }
 
-/// A panel of transposed tokens: `x[channel * ld + token]`.
+/// Transposed tokens: `x[channel * ld + token]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Tokens<'a, T> {
-    /// From the panel's first token on; `(d_key + 1)` rows.
+    /// From the first token on; `(d_key + 1)` rows.
     pub x: &'a [T],
-    /// Distance between rows.
+    /// Distance between rows; see [`stride`].
     pub ld: usize,
-    /// Tokens, a multiple of [`TOKENS`], at most [`PANEL`].
+    /// Tokens, a multiple of [`TOKENS`].
     pub count: usize,
 }
 
-/// Sums of one tile prepared for reading: multiplied by multiplicity and coefficient, padded.
+impl<'a, T> Tokens<'a, T> {
+    /// Up to a panel of them, from `at` on.
+    #[inline(always)]
+    fn panel(&self, at: usize) -> Tokens<'a, T> {
+        Tokens { x: &self.x[at..], ld: self.ld, count: PANEL.min(self.count - at) }
+    }
+}
+
+/// A distance between rows of `tokens` tokens: room for them, and never a power of two, at which
+/// rows would compete for the same few lines of a cache.
+pub(crate) fn stride(tokens: usize) -> usize {
+    (tokens.div_ceil(TOKENS) | 1) * TOKENS
+}
+
+/// Sums of tiles prepared for reading: multiplied by multiplicity and coefficient, padded.
 #[derive(Clone, Copy)]
 pub(crate) struct Packed<'a, T> {
-    /// What [`Kernels::pack`](super::Kernels) left.
+    /// What [`Kernels::pack`](super::Kernels) left, `packed_len` elements per tile.
     pub sums: &'a [T],
-    /// One number per feature of the tile.
+    /// One number per feature, TILE of them per tile.
     pub z: &'a [T],
 }
 
 /// `num[t] += Σ_f Φ_f(x_t)·sums_f`, `den[t] += Σ_f Φ_f(x_t)·z_f`.
 pub(crate) struct Read<'a, T> {
     pub basis: &'a Basis,
-    pub tile: &'a Tile,
+    pub tiles: &'a [Tile],
     pub tokens: Tokens<'a, T>,
     pub packed: Packed<'a, T>,
     pub padded: usize,
@@ -94,12 +108,13 @@ pub(crate) struct Read<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-/// Values of a panel's tokens.
+/// Values of tokens.
 #[derive(Clone, Copy)]
 pub(crate) struct Values<'a, T> {
     /// `[tokens][padded]`, zero beyond d_value and beyond the last token.
     pub rows: &'a [T],
-    /// What [`Kernels::prepare`](super::Kernels) made of them (empty where it needs nothing).
+    /// What [`Kernels::prepare`](super::Kernels) made of them, `prepared_len` elements per panel
+    /// (empty where it needs nothing).
     pub prepared: &'a [T],
 }
 
@@ -143,8 +158,8 @@ impl<T> Far<'_, T> {
     }
 }
 
-/// Weights of a panel of queries over up to TILE keys, by the polynomial or by exp:
-/// `num[t] += Σ_s w_ts v_s`, `den[t] += Σ_s w_ts`.
+/// Weights of queries over keys, by the polynomial or by exp: `num[t] += Σ_s w_ts v_s`,
+/// `den[t] += Σ_s w_ts`.
 pub(crate) struct Direct<'a, T> {
     pub d_key: usize,
     pub queries: Tokens<'a, T>,
@@ -153,8 +168,7 @@ pub(crate) struct Direct<'a, T> {
     /// `[keys][padded]`.
     pub values: &'a [T],
     pub padded: usize,
-    /// Key s is seen by query t when s ≤ t + `diagonal`, both counted within their panels;
-    /// `None`: by every query.
+    /// Key s is seen by query t when s ≤ t + `diagonal`; `None`: by every query.
     pub diagonal: Option<isize>,
     /// a_0 … a_{P−1}; unused by exp.
     pub coefficients: &'a [T],

@@ -2,9 +2,9 @@
 
 use super::features::{Emit, each_feature};
 use super::gemm::{Left, Rows, gemm};
-use super::{Absorb, Far, PANEL, Packed, Read, TOKENS};
+use super::{Absorb, Far, PANEL, Packed, Read, TOKENS, Values};
 use crate::arch::vector::Vector;
-use crate::basis::TILE;
+use crate::basis::{TILE, Tile};
 
 /// Stores features as panel rows and adds them, times z, to the denominators.
 struct Reading<V: Vector> {
@@ -51,27 +51,53 @@ where
     V: Vector,
     G: Vector<Elem = V::Elem>,
 {
+    let each = TILE * a.padded;
+    for (i, tile) in a.tiles.iter().enumerate() {
+        for t in (0..a.tokens.count).step_by(PANEL) {
+            let mut panel = Read {
+                basis: a.basis,
+                tiles: a.tiles,
+                tokens: a.tokens.panel(t),
+                packed: Packed { sums: &a.packed.sums[i * each..], z: &a.packed.z[i * TILE..] },
+                padded: a.padded,
+                num: &mut a.num[t * a.padded..],
+                den: &mut a.den[t..],
+                scratch: a.scratch,
+            };
+            // SAFETY: forwarded.
+            unsafe { read_panel::<V, G>(&mut panel, tile) };
+        }
+    }
+}
+
+/// One tile and one panel.
+#[inline(always)]
+unsafe fn read_panel<V, G>(a: &mut Read<'_, V::Elem>, tile: &Tile)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
     let Packed { sums, z } = a.packed;
     let count = a.tokens.count;
-    assert!(count <= PANEL && count.is_multiple_of(TOKENS) && a.tile.len <= TILE);
+    assert!(count <= PANEL && count.is_multiple_of(TOKENS) && tile.len <= TILE);
     assert!(a.tokens.x.len() >= a.basis.d_key() * a.tokens.ld + count);
-    assert!(sums.len() >= a.tile.len * a.padded && z.len() >= a.tile.len);
+    assert!(sums.len() >= tile.len * a.padded && z.len() >= tile.len);
     assert!(a.num.len() >= count * a.padded && a.den.len() >= count);
-    assert!(a.scratch.stack.len() >= a.tile.order * PANEL);
+    assert!(a.scratch.stack.len() >= tile.order * PANEL);
     let panel = a.scratch.panel.as_mut_ptr();
     // SAFETY: the lengths were checked just now; the panel is TILE × PANEL.
     unsafe {
         let total = [G::splat(crate::Real::from_f64(0.0)); 4];
         each_feature::<G>(
             a.basis,
-            a.tile,
+            tile,
             a.tokens,
             a.scratch.stack.as_mut_ptr(),
             Reading { panel, z: z.as_ptr(), den: a.den.as_mut_ptr(), total },
         );
         gemm::<V>(
             count,
-            a.tile.len,
+            tile.len,
             a.padded,
             Left { base: panel, row: 1, step: PANEL },
             Rows { base: sums.as_ptr(), stride: a.padded },
@@ -111,6 +137,29 @@ impl<V: Vector> Emit<V> for Absorbing<V> {
 /// The machine has the instructions of both.
 #[inline(always)]
 pub(in crate::arch) unsafe fn absorb<V, G>(a: &mut Absorb<'_, V::Elem>)
+where
+    V: Vector,
+    G: Vector<Elem = V::Elem>,
+{
+    for t in (0..a.tokens.count).step_by(PANEL) {
+        let mut panel = Absorb {
+            basis: a.basis,
+            tile: a.tile,
+            tokens: a.tokens.panel(t),
+            values: Values { rows: &a.values.rows[t * a.padded..], prepared: &[] },
+            padded: a.padded,
+            sums: a.sums,
+            z: a.z,
+            scratch: a.scratch,
+        };
+        // SAFETY: forwarded.
+        unsafe { absorb_panel::<V, G>(&mut panel) };
+    }
+}
+
+/// One panel.
+#[inline(always)]
+unsafe fn absorb_panel<V, G>(a: &mut Absorb<'_, V::Elem>)
 where
     V: Vector,
     G: Vector<Elem = V::Elem>,

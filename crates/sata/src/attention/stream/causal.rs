@@ -1,9 +1,8 @@
 //! Causal attention: each chunk's queries read what came before, then its keys are folded.
 
-use super::{Chunk, Env, STRETCH, Slice, Source, Unit};
-use crate::arch::{Direct, PANEL, Packed, Read, TOKENS, Tokens};
+use super::{Chunk, Env, STRETCH, Slice, Source, Unit, features};
+use crate::arch::{Direct, Read, TOKENS, Tokens, stride};
 use crate::attention::{finish, load};
-use crate::basis::TILE;
 use crate::state::HeadState;
 use crate::{Diagnostics, Element, Real, parallel};
 
@@ -12,7 +11,7 @@ impl<E: Element> Env<'_, E> {
     pub(super) fn causal(&self, unit: &mut Unit<'_, '_, E>) -> Diagnostics {
         let chunks = self.chunks(unit.open, unit.piece.keys);
         let longest = chunks.iter().map(|chunk| chunk.keys.len()).max().unwrap_or(0);
-        let ld = longest.next_multiple_of(TOKENS);
+        let ld = stride(longest);
         let Unit { piece, kv_head, open, head } = unit;
         let HeadState { sums, open: open_block, .. } = &mut **head;
         let stretch = if self.parts.len() == 1 { 1 } else { STRETCH };
@@ -95,72 +94,53 @@ impl<E: Element> Env<'_, E> {
                 ld,
             );
         }
-        let panels = || (0..count).step_by(PANEL).map(|t| (t, PANEL.min(count - t)));
-        let Slice { far, fold, scratch, packed, packed_z, num, den, .. } = slice;
+        let Slice { far, fold, scratch, packed, num, den, .. } = slice;
+        let rows = |g: usize| (place * self.group + g) * ld;
+        let columns = |g: usize| Tokens { x: &slice.queries[g * plane..], ld, count };
         if direct {
             for g in 0..self.group {
-                let row = (place * self.group + g) * ld;
-                // Half panels: less of a tile on the diagonal is computed in vain.
-                for t in (0..count).step_by(PANEL / 2) {
-                    let width = (PANEL / 2).min(count - t);
-                    // Queries and keys counted from the chunk's first key.
-                    let first = queries.start - chunk.keys.start + t;
-                    let seen = (first + width).min(tokens);
-                    let mut s = 0;
-                    while s < seen {
-                        let tile = TILE.min(seen.next_multiple_of(TOKENS) - s);
-                        let mut call = Direct {
-                            d_key,
-                            queries: Tokens {
-                                x: &slice.queries[g * plane + t..],
-                                ld,
-                                count: width,
-                            },
-                            keys: Tokens { x: &slice.keys[s..], ld, count: tile },
-                            values: &fold.values[s * padded..],
-                            padded,
-                            diagonal: (s + tile > first).then(|| first as isize - s as isize),
-                            coefficients: &self.coefficients,
-                            num: &mut num[(row + t) * padded..],
-                            den: &mut den[row + t..],
-                            max: &mut [],
-                            scratch,
-                        };
-                        // SAFETY: kernels are only handed out for instruction sets that are there.
-                        unsafe { (self.kernels.polynomial)(&mut call) };
-                        s += tile;
-                    }
-                }
+                let mut call = Direct {
+                    d_key,
+                    queries: columns(g),
+                    keys: Tokens { x: &slice.keys, ld, count: tokens },
+                    values: &fold.values,
+                    padded,
+                    // Queries counted from the chunk's first key.
+                    diagonal: Some((queries.start - chunk.keys.start) as isize),
+                    coefficients: &self.coefficients,
+                    num: &mut num[rows(g) * padded..],
+                    den: &mut den[rows(g)..],
+                    max: &mut [],
+                    scratch,
+                };
+                // SAFETY: kernels are only handed out for instruction sets that are there.
+                unsafe { (self.kernels.polynomial)(&mut call) };
             }
         }
         if chunk.fold {
             fold.prepare(tokens);
         }
         let base = self.basis.tiles()[slice.tiles.start].start;
-        for index in slice.tiles.clone() {
-            let tile = &self.basis.tiles()[index];
-            let mut far = far.part(tile.start - base, tile.len, self.d_value);
-            if self.pack(tile, far.sums, far.z, packed, packed_z) && count > 0 {
+        for tiles in self.tiles_at_once(slice.tiles.clone()) {
+            let mut far = far.part(tiles[0].start - base, features(tiles), self.d_value);
+            if count > 0 && packed.pack(self, tiles, far.sums, far.z) {
                 for g in 0..self.group {
-                    let row = (place * self.group + g) * ld;
-                    for (t, width) in panels() {
-                        let mut call = Read {
-                            basis: self.basis,
-                            tile,
-                            tokens: Tokens { x: &slice.queries[g * plane + t..], ld, count: width },
-                            packed: Packed { sums: packed, z: packed_z },
-                            padded,
-                            num: &mut num[(row + t) * padded..],
-                            den: &mut den[row + t..],
-                            scratch,
-                        };
-                        // SAFETY: as above.
-                        unsafe { (self.kernels.read)(&mut call) };
-                    }
+                    let mut call = Read {
+                        basis: self.basis,
+                        tiles,
+                        tokens: columns(g),
+                        packed: packed.as_ref(),
+                        padded,
+                        num: &mut num[rows(g) * padded..],
+                        den: &mut den[rows(g)..],
+                        scratch,
+                    };
+                    // SAFETY: as above.
+                    unsafe { (self.kernels.read)(&mut call) };
                 }
             }
             if chunk.fold {
-                fold.fold_tile(self.basis, index, &slice.keys, ld, tokens, &mut far);
+                fold.fold_tiles(self.basis, tiles, &slice.keys, ld, tokens, &mut far);
             }
         }
     }

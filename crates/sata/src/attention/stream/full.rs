@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Env, Slice, Source, Unit};
-use crate::arch::{Buffer, Direct, PANEL, Packed, Read, Scratch, TOKENS, Tokens};
+use super::{Env, Slice, Source, Unit, features};
+use crate::arch::{Buffer, Direct, PANEL, Read, Scratch, TOKENS, Tokens, stride};
 use crate::attention::{finish, load, step};
-use crate::basis::TILE;
 use crate::state::{HeadState, fold_tokens};
 use crate::{Diagnostics, Element, parallel};
 
@@ -16,7 +15,7 @@ impl<E: Element> Env<'_, E> {
         if !self.keep {
             chunks.iter_mut().for_each(|chunk| chunk.fold = true);
         }
-        let ld = self.chunk.min(unit.open + unit.piece.keys).next_multiple_of(TOKENS);
+        let ld = stride(self.chunk.min(unit.open + unit.piece.keys));
         let Unit { piece, kv_head, open, head } = unit;
         let HeadState { sums, open: open_block, .. } = &mut **head;
         let source = Source { piece, kv_head: *kv_head, open: *open, block: open_block };
@@ -72,35 +71,32 @@ impl<E: Element> Env<'_, E> {
             );
         }
         let padded = self.padded;
-        let ld = queries.len().next_multiple_of(TOKENS);
+        let ld = stride(queries.len());
         let mut x = Buffer::zeroed((self.d_key + 1) * ld);
         let count = load::queries(piece, query_head, queries.clone(), self.scale, &mut x, ld);
         let mut num = Buffer::zeroed(count * padded);
         let mut den = Buffer::zeroed(count);
         let mut scratch = Scratch::new(self.basis);
-        let mut packed = Buffer::zeroed((self.kernels.packed_len)(padded));
-        let mut packed_z = Buffer::zeroed(TILE);
+        let mut packed = super::PackedSums::new(self);
         let sums = &unit.head.sums;
-        for tile in self.basis.tiles() {
-            let rows = tile.start * self.d_value..(tile.start + tile.len) * self.d_value;
-            let z = &sums.z[tile.start..tile.start + tile.len];
-            if !self.pack(tile, &sums.sums[rows], z, &mut packed, &mut packed_z) {
+        for tiles in self.tiles_at_once(0..self.basis.tiles().len()) {
+            let which = tiles[0].start..tiles[0].start + features(tiles);
+            let rows = which.start * self.d_value..which.end * self.d_value;
+            if !packed.pack(self, tiles, &sums.sums[rows], &sums.z[which]) {
                 continue;
             }
-            for t in (0..count).step_by(PANEL) {
-                let mut call = Read {
-                    basis: self.basis,
-                    tile,
-                    tokens: Tokens { x: &x[t..], ld, count: PANEL.min(count - t) },
-                    packed: Packed { sums: &packed, z: &packed_z },
-                    padded,
-                    num: &mut num[t * padded..],
-                    den: &mut den[t..],
-                    scratch: &mut scratch,
-                };
-                // SAFETY: kernels are only handed out for instruction sets that are there.
-                unsafe { (self.kernels.read)(&mut call) };
-            }
+            let mut call = Read {
+                basis: self.basis,
+                tiles,
+                tokens: Tokens { x: &x, ld, count },
+                packed: packed.as_ref(),
+                padded,
+                num: &mut num,
+                den: &mut den,
+                scratch: &mut scratch,
+            };
+            // SAFETY: kernels are only handed out for instruction sets that are there.
+            unsafe { (self.kernels.read)(&mut call) };
         }
         self.read_open(unit, open, &x, ld, count, &mut num, &mut den, &mut scratch);
         // SAFETY: tasks answer disjoint queries.
@@ -129,25 +125,20 @@ impl<E: Element> Env<'_, E> {
             values[t * self.padded..][..self.d_value]
                 .copy_from_slice(&block.values[t * self.d_value..][..self.d_value]);
         }
-        for t in (0..count).step_by(PANEL) {
-            let width = PANEL.min(count - t);
-            for s in (0..tokens).step_by(TILE) {
-                let mut call = Direct {
-                    d_key: self.d_key,
-                    queries: Tokens { x: &x[t..], ld, count: width },
-                    keys: Tokens { x: &block.keys[s..], ld: block.ld, count: TILE.min(tokens - s) },
-                    values: &values[s * self.padded..],
-                    padded: self.padded,
-                    diagonal: None,
-                    coefficients: &self.coefficients,
-                    num: &mut num[t * self.padded..],
-                    den: &mut den[t..],
-                    max: &mut [],
-                    scratch,
-                };
-                // SAFETY: kernels are only handed out for instruction sets that are there.
-                unsafe { (self.kernels.polynomial)(&mut call) };
-            }
-        }
+        let mut call = Direct {
+            d_key: self.d_key,
+            queries: Tokens { x, ld, count },
+            keys: Tokens { x: &block.keys, ld: block.ld, count: tokens },
+            values: &values,
+            padded: self.padded,
+            diagonal: None,
+            coefficients: &self.coefficients,
+            num,
+            den,
+            max: &mut [],
+            scratch,
+        };
+        // SAFETY: kernels are only handed out for instruction sets that are there.
+        unsafe { (self.kernels.polynomial)(&mut call) };
     }
 }

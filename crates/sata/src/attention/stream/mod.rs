@@ -6,8 +6,8 @@ mod full;
 use std::ops::Range;
 
 use super::{Piece, load};
-use crate::arch::{Buffer, Far, Kernels, Scratch, TOKENS};
-use crate::basis::{Basis, TILE};
+use crate::arch::{Buffer, Far, Kernels, Packed, Scratch, TOKENS};
+use crate::basis::{Basis, TILE, Tile};
 use crate::plan::Sizes;
 use crate::state::{FoldWork, HeadState, Open};
 use crate::view::Rows;
@@ -137,8 +137,7 @@ struct Slice<'f, T: 'static> {
     scratch: Scratch<T>,
     queries: Buffer<T>,
     keys: Buffer<T>,
-    packed: Buffer<T>,
-    packed_z: Buffer<T>,
+    packed: PackedSums<T>,
     num: Buffer<T>,
     den: Buffer<T>,
 }
@@ -162,12 +161,68 @@ impl<'f, T: Real> Slice<'f, T> {
             scratch: Scratch::new(env.basis),
             queries: Buffer::zeroed(reads * env.group * (env.d_key + 1) * ld),
             keys: Buffer::zeroed((env.d_key + 1) * ld),
-            packed: Buffer::zeroed(reads * (env.kernels.packed_len)(env.padded)),
-            packed_z: Buffer::zeroed(TILE),
+            packed: PackedSums::new(env),
             num: Buffer::zeroed(rows * env.padded),
             den: Buffer::zeroed(rows),
         }
     }
+}
+
+/// Sums prepared for reading.
+struct PackedSums<T> {
+    sums: Buffer<T>,
+    z: Buffer<T>,
+    /// Elements of one tile's sums.
+    each: usize,
+}
+
+impl<T: Real> PackedSums<T> {
+    /// Room for the tiles that are read at a time.
+    fn new<E: Element<Compute = T>>(env: &Env<'_, E>) -> Self {
+        let each = (env.kernels.packed_len)(env.padded);
+        let tiles = env.kernels.tiles;
+        PackedSums { sums: Buffer::zeroed(tiles * each), z: Buffer::zeroed(tiles * TILE), each }
+    }
+
+    /// Prepares adjacent tiles' sums; false when the series does not use their order.
+    fn pack<E: Element<Compute = T>>(
+        &mut self,
+        env: &Env<'_, E>,
+        tiles: &[Tile],
+        sums: &[T],
+        z: &[T],
+    ) -> bool {
+        if !env.reads(&tiles[0]) {
+            return false;
+        }
+        let multiplicities = T::multiplicities(env.basis);
+        let out = self.sums.chunks_mut(self.each).zip(self.z.chunks_mut(TILE));
+        for (tile, (out, out_z)) in tiles.iter().zip(out) {
+            let at = tile.start - tiles[0].start;
+            // SAFETY: kernels are only handed out for instruction sets that are there.
+            unsafe {
+                (env.kernels.pack)(
+                    &sums[at * env.d_value..],
+                    &z[at..],
+                    &multiplicities[tile.start..tile.start + tile.len],
+                    env.coefficient(tile),
+                    env.d_value,
+                    out,
+                    out_z,
+                );
+            }
+        }
+        true
+    }
+
+    fn as_ref(&self) -> Packed<'_, T> {
+        Packed { sums: &self.sums, z: &self.z }
+    }
+}
+
+/// Features of adjacent tiles.
+fn features(tiles: &[Tile]) -> usize {
+    tiles.iter().map(|tile| tile.len).sum()
 }
 
 /// The keys and values of a unit, counted from its first open token.
@@ -224,34 +279,20 @@ impl<E: Element> Env<'_, E> {
         chunks
     }
 
-    /// Prepares a tile's sums for reading; false when the series does not use its order.
-    fn pack(
-        &self,
-        tile: &crate::basis::Tile,
-        sums: &[E::Compute],
-        z: &[E::Compute],
-        packed: &mut [E::Compute],
-        packed_z: &mut [E::Compute],
-    ) -> bool {
-        let coefficient = self.coefficients.get(tile.order).copied().unwrap_or_default();
-        if coefficient == E::Compute::ZERO {
-            return false;
-        }
-        let multiplicities = E::Compute::multiplicities(self.basis);
-        let multiplicities = &multiplicities[tile.start..tile.start + tile.len];
-        // SAFETY: kernels are only handed out for instruction sets that are there.
-        unsafe {
-            (self.kernels.pack)(
-                sums,
-                z,
-                multiplicities,
-                coefficient,
-                self.d_value,
-                packed,
-                packed_z,
-            );
-        }
-        true
+    /// Tiles in stretches to pack and read at a time; the series reads all of a stretch or none.
+    fn tiles_at_once(&self, which: Range<usize>) -> impl Iterator<Item = &[Tile]> {
+        self.basis.tiles()[which]
+            .chunk_by(|a, b| self.reads(a) == self.reads(b))
+            .flat_map(|tiles| tiles.chunks(self.kernels.tiles))
+    }
+
+    /// Whether the series uses a tile's order.
+    fn reads(&self, tile: &Tile) -> bool {
+        self.coefficient(tile) != E::Compute::ZERO
+    }
+
+    fn coefficient(&self, tile: &Tile) -> E::Compute {
+        self.coefficients.get(tile.order).copied().unwrap_or_default()
     }
 
     /// Leaves the last tokens, those that fill no block, in the open block.
