@@ -93,7 +93,7 @@ const MAX_TERMS: usize = 1 << 16;
 /// Largest key or value.
 const MAX_SIZE: usize = 1 << 48;
 /// Most tokens in a block.
-const MAX_BLOCK: usize = 1 << 24;
+const MAX_BLOCK: usize = 1 << 48;
 /// Tokens in a block when nothing is said.
 pub const DEFAULT_BLOCK: usize = 64;
 
