@@ -100,7 +100,7 @@ fn more_features_than_memory() {
     // C(103, 39) features.
     room.bad(&format!("{ATTEND} --terms 40"), &["d_key = 64", "features", "bytes", "fewer terms"]);
     room.bad(&format!("{ATTEND} --terms 40 --state-out s"), &["d_key = 64", "fewer terms"]);
-    room.bad(&format!("{ATTEND} --terms 1000000"), &["d_key = 64", "fewer terms"]);
+    room.bad(&format!("{ATTEND} --terms 1000000"), &["terms is 1000000", "at most 65536"]);
 }
 
 #[test]
