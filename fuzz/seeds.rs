@@ -4,7 +4,7 @@ mod plans;
 
 use std::path::Path;
 
-use sata::{Plan, Real, State, View, ViewMut};
+use sata::{Call, Decay, Plan, Real, State, View, ViewMut};
 
 fn write<T: Real>(plan: &Plan, folder: &Path, name: &str) {
     let spec = plan.spec();
@@ -19,7 +19,12 @@ fn write<T: Real>(plan: &Plan, folder: &Path, name: &str) {
         let key = View::new(&x, shape(spec.d_key())).unwrap();
         let value = View::new(&v, shape(spec.d_value())).unwrap();
         let out = ViewMut::new(&mut y, shape(spec.d_value())).unwrap();
-        plan.extend(&mut state, key, key, value, out).unwrap();
+        let gates = vec![-0.1; sequences * heads * tokens];
+        let mut call = Call::causal(key, key, value).state(&mut state);
+        if spec.decay() == Decay::Gates {
+            call = call.log_gates(View::new(&gates, shape(1)).unwrap());
+        }
+        plan.run(call, out).unwrap();
         state.save(folder.join(format!("{name}-{}-{sequences}-{tokens}", T::NAME))).unwrap();
     }
 }

@@ -4,7 +4,9 @@
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use sata::{Call, Element, Error, Form, Plan, Real, Series, Spec, State, View, ViewMut};
+use sata::{
+    Call, Centre, Decay, Element, Error, Form, Near, Plan, Real, Series, Spec, State, View, ViewMut,
+};
 
 /// Mostly small, sometimes beyond all bounds.
 fn number(u: &mut Unstructured<'_>, most: usize) -> Result<usize> {
@@ -79,11 +81,18 @@ fn long(shape: [usize; 4]) -> bool {
 fn call<E: Element>(u: &mut Unstructured<'_>) -> Result<()> {
     let (d_key, d_value) = (u.int_in_range(1..=5)?, u.int_in_range(1..=20)?);
     let mut spec = Spec::new(d_key, d_value).block(u.int_in_range(1..=20)?);
-    spec = match u.int_in_range(0..=3u8)? {
+    spec = match u.int_in_range(0..=5u8)? {
         0 => spec.series(Series::power(2)),
         1 => spec.series(Series::Fixed { coefficients: vec![0.0, 0.5, 0.0, 0.1] }),
+        2 => spec.series(Series::Gauss).terms(2 * u.int_in_range(1..=3)?),
+        3 => spec.series(Series::hermite()).terms(u.int_in_range(1..=5)?),
         _ => spec.terms(u.int_in_range(1..=5)?),
     };
+    if u.arbitrary()? {
+        spec = spec.near(Near::Blocks(u.int_in_range(0..=3)?));
+    }
+    spec = spec.sinks(u.int_in_range(0..=9usize)?.saturating_sub(4));
+    spec = spec.decay(*u.choose(&[Decay::None, Decay::None, Decay::Slopes, Decay::Gates])?);
     let mut plan = Plan::new(&spec.build().unwrap()).unwrap();
     match u.int_in_range(0..=2u8)? {
         0 => plan = plan.with_form(Form::Direct),
@@ -132,9 +141,32 @@ fn call<E: Element>(u: &mut Unstructured<'_>) -> Result<()> {
     if packed {
         call = call.packed(&cu_q, &cu_k);
     }
+    let slopes = data::<f64>(u)?;
+    let slopes: Vec<f64> = slopes.iter().map(|x| x.abs()).take(near(u, heads)?).collect();
+    if (plan.spec().decay() == Decay::Slopes) != u.ratio(1, 20)? {
+        call = call.slopes(&slopes);
+    }
+    let gates = data::<f32>(u)?;
+    let gates: Vec<f32> = gates.iter().map(|x| -x.abs()).collect();
+    let gates_shape = shape(u, [k_shape[0], k_shape[1], k_shape[2], 1])?;
+    let gates_strides = strides(u, gates_shape)?;
+    if let (true, Ok(gates)) = (
+        (plan.spec().decay() == Decay::Gates) != u.ratio(1, 20)?,
+        View::strided(&gates, gates_shape, gates_strides),
+    ) {
+        call = call.log_gates(gates);
+    }
+    call = call.diagnose(u.ratio(1, 4)?);
     let kept = u.arbitrary()?;
-    let mut state =
-        State::<E::Compute>::new(&plan, near(u, sequences)?.clamp(1, 4), heads).unwrap();
+    let state_sequences = near(u, sequences)?.clamp(1, 4);
+    let mut state = State::<E::Compute>::new(&plan, state_sequences, heads).unwrap();
+    if u.ratio(1, 4)? {
+        let centre =
+            Centre::new(heads, &vec![0.3; heads * d_key], &vec![-0.7; heads * d_value]).unwrap();
+        if let Ok(centred) = State::centred(&plan, state_sequences, heads, centre) {
+            state = centred;
+        }
+    }
     let empty = state.to_bytes();
     if kept {
         call = call.state(&mut state);

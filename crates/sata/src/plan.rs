@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::arch::{Kernels, Level, PANEL};
 use crate::basis::{Basis, features};
-use crate::{Decay, Element, Error, Near, Real, Spec, cost};
+use crate::{Element, Error, Real, Spec, cost};
 
 /// How a call is computed. Both give the same numbers, to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -58,7 +58,6 @@ pub struct Plan {
     level: Level,
     form: Option<Form>,
     orders: Vec<usize>,
-    coefficients: Vec<f64>,
     basis: OnceLock<Arc<Basis>>,
 }
 
@@ -67,8 +66,7 @@ impl Plan {
     /// (`portable`, `avx2`, `avx512`, `amx`).
     ///
     /// # Errors
-    /// [`Error::Level`] for an unknown or unavailable level; [`Error::Unsupported`] for what this
-    /// engine does not do.
+    /// [`Error::Level`] for an unknown or unavailable level.
     pub fn new(spec: &Spec) -> Result<Self, Error> {
         Self::with_level(spec, Level::detect()?)
     }
@@ -82,22 +80,11 @@ impl Plan {
             // Parsing the name gives the error that says what there is.
             level.to_string().parse::<Level>()?;
         }
-        let refuse = |what: String| Err(Error::Unsupported { what, by: "the CPU engine" });
-        if spec.near() != Near::None || spec.sinks() > 0 {
-            return refuse(format!("near = {:?} with sinks = {}", spec.near(), spec.sinks()));
-        }
-        if spec.decay() != Decay::None {
-            return refuse(format!("decay = {:?}", spec.decay()));
-        }
-        let Some(coefficients) = spec.coefficients() else {
-            return refuse(format!("series = {:?}", spec.series()));
-        };
         Ok(Plan {
             orders: spec.orders(),
             spec: spec.clone(),
             level,
             form: None,
-            coefficients,
             basis: OnceLock::new(),
         })
     }
@@ -128,11 +115,6 @@ impl Plan {
         }
         let basis = Arc::new(Basis::new(self.spec.d_key(), &self.orders)?);
         Ok(self.basis.get_or_init(|| basis).clone())
-    }
-
-    /// a_p by order.
-    pub(crate) fn coefficients<T: Real>(&self) -> Vec<T> {
-        self.coefficients.iter().map(|&a| T::from_f64(a)).collect()
     }
 
     pub(crate) fn kernels<E: Element>(&self) -> &'static Kernels<E::Compute> {
@@ -193,8 +175,8 @@ impl Plan {
                 let tiles = (features / crate::basis::TILE as u128).min(1 << 20) as usize;
                 let rounds = sizes.units.div_ceil(sizes.threads).max(1);
                 // Splitting pays when whole heads would leave threads idle.
-                let idle = rounds * sizes.threads - sizes.units;
-                if idle * 4 > sizes.units {
+                let idle = rounds.saturating_mul(sizes.threads).saturating_sub(sizes.units);
+                if idle.saturating_mul(4) > sizes.units {
                     sizes.threads.div_ceil(sizes.units.min(sizes.threads)).clamp(1, tiles.max(1))
                 } else {
                     1

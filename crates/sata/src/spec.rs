@@ -37,6 +37,12 @@ impl Series {
     pub fn power(exponent: usize) -> Self {
         Series::Power { exponent, floor: 1e-3 }
     }
+
+    /// `Hermite` with the usual factor of 0.9: a deviation taken too large costs far more than one
+    /// taken too small.
+    pub fn hermite() -> Self {
+        Series::Hermite { tau: 0.9 }
+    }
 }
 
 /// What is weighed exactly, by exp, instead of by the series.
@@ -59,6 +65,15 @@ pub enum Decay {
     Slopes,
     /// Forget gates: g_t is the running sum of log f per token and key/value head.
     Gates,
+}
+
+/// The usual ALiBi slopes of `heads` heads: 2^(−8h/H), h = 1 … H, when H is a power of two; else
+/// those of the power of two below, and then every other one of the power of two above (Press,
+/// Smith and Lewis, "Train Short, Test Long", 2022, and its published code).
+pub fn alibi_slopes(heads: usize) -> Vec<f64> {
+    let usual = |n: usize| (1..=n).map(move |h| (-8.0 * h as f64 / n as f64).exp2());
+    let below = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
+    usual(below).chain(usual(2 * below).step_by(2)).take(heads).collect()
 }
 
 /// A validated description of one attention: sizes, series, what is near, decay.
@@ -94,6 +109,8 @@ const MAX_TERMS: usize = 1 << 16;
 const MAX_SIZE: usize = 1 << 48;
 /// Most tokens in a block.
 const MAX_BLOCK: usize = 1 << 48;
+/// Most tokens in all near blocks, and among sinks.
+const MAX_NEAR: usize = 1 << 31;
 /// Tokens in a block when nothing is said.
 pub const DEFAULT_BLOCK: usize = 64;
 
@@ -178,6 +195,8 @@ impl Spec {
                     vec![0, *exponent]
                 }
             }
+            // The deviation of the logits is among what it needs.
+            Series::Hermite { .. } => (0..self.terms().max(3)).collect(),
             _ => (0..self.terms()).collect(),
         }
     }
@@ -269,6 +288,17 @@ impl SpecBuilder {
         if self.block == 0 || self.block > MAX_BLOCK {
             let requires = format!("it must be 1 to {MAX_BLOCK} tokens");
             return no("block", self.block.to_string(), &requires);
+        }
+        let near = match self.near {
+            Near::None => Some(0),
+            Near::Blocks(n) => n.checked_add(1).and_then(|n| n.checked_mul(self.block)),
+        };
+        if near.is_none_or(|tokens| tokens > MAX_NEAR) {
+            let requires = format!("its blocks must have at most {MAX_NEAR} tokens together");
+            return no("near", format!("{:?} of {}", self.near, self.block), &requires);
+        }
+        if self.sinks > MAX_NEAR {
+            return no("sinks", self.sinks.to_string(), &format!("it must be at most {MAX_NEAR}"));
         }
         if let Some(terms) = self.terms.filter(|&terms| terms > MAX_TERMS) {
             return no("terms", terms.to_string(), &format!("it must be at most {MAX_TERMS}"));

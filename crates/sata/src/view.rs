@@ -16,10 +16,18 @@ pub struct View<'a, E> {
 /// A tensor `[batch, heads, tokens, dim]` that is written. Rows must not overlap.
 #[derive(Debug)]
 pub struct ViewMut<'a, E> {
-    data: &'a mut [E],
+    // A pointer, because the rows of two views of one slice may interleave.
+    data: *mut E,
     shape: [usize; 4],
     strides: [usize; 3],
+    _life: std::marker::PhantomData<&'a mut [E]>,
 }
+
+// SAFETY: as `&mut [E]`: a view is the only way to its rows, which lie inside a slice that was
+// borrowed mutably for as long as the view lives.
+unsafe impl<E: Send> Send for ViewMut<'_, E> {}
+// SAFETY: as above.
+unsafe impl<E: Sync> Sync for ViewMut<'_, E> {}
 
 /// Row-major strides of `shape`, or `None` where they overflow.
 fn dense(shape: [usize; 4]) -> Option<[usize; 3]> {
@@ -145,7 +153,7 @@ impl<'a, E: Element> ViewMut<'a, E> {
     /// [`Error::View`] when the slice is shorter than the shape.
     pub fn new(data: &'a mut [E], shape: [usize; 4]) -> Result<Self, Error> {
         let strides = check("data", data.len(), shape, dense(shape))?;
-        Ok(ViewMut { data, shape, strides })
+        Ok(Self::of(data, shape, strides))
     }
 
     /// A view with strides in elements for batch, heads and tokens; `dim` is contiguous.
@@ -176,7 +184,55 @@ impl<'a, E: Element> ViewMut<'a, E> {
             }
             covered += stride * (n - 1);
         }
-        Ok(ViewMut { data, shape, strides })
+        Ok(Self::of(data, shape, strides))
+    }
+
+    fn of(data: &'a mut [E], shape: [usize; 4], strides: [usize; 3]) -> Self {
+        ViewMut { data: data.as_mut_ptr(), shape, strides, _life: std::marker::PhantomData }
+    }
+
+    /// The first `dim` elements of every row and the rest, as two views that can be written at the
+    /// same time.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when rows are shorter than that.
+    pub fn split_rows(self, dim: usize) -> Result<(Self, Self), Error> {
+        let [batch, heads, tokens, all] = self.shape;
+        if dim > all {
+            let expected = format!("its rows were to be split at {dim}");
+            return Err(Error::shape("out", &self.shape, expected));
+        }
+        let first = ViewMut { shape: [batch, heads, tokens, dim], ..self };
+        let rest = ViewMut {
+            data: if self.shape.contains(&0) || dim == all {
+                self.data
+            } else {
+                // SAFETY: there is a first row, which has more than `dim` elements.
+                unsafe { self.data.add(dim) }
+            },
+            shape: [batch, heads, tokens, all - dim],
+            ..self
+        };
+        Ok((first, rest))
+    }
+
+    /// Rows of one head, `[batch, 1, tokens, heads · dim]`, as those of several,
+    /// `[batch, heads, tokens, dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there is more than one head already, or rows do not divide.
+    pub fn into_heads(self, heads: usize) -> Result<Self, Error> {
+        let [batch, one, tokens, all] = self.shape;
+        if one != 1 || heads == 0 || all % heads != 0 {
+            let expected = format!("one head of it was to be parted into {heads}");
+            return Err(Error::shape("out", &self.shape, expected));
+        }
+        let [sequence, _, token] = self.strides;
+        Ok(ViewMut {
+            shape: [batch, heads, tokens, all / heads],
+            strides: [sequence, all / heads, token],
+            ..self
+        })
     }
 
     /// `[batch, heads, tokens, dim]`.
@@ -186,13 +242,16 @@ impl<'a, E: Element> ViewMut<'a, E> {
 
     /// One token's row.
     pub fn row_mut(&mut self, batch: usize, head: usize, token: usize) -> &mut [E] {
+        assert!(batch < self.shape[0] && head < self.shape[1] && token < self.shape[2]);
         let at = batch * self.strides[0] + head * self.strides[1] + token * self.strides[2];
-        &mut self.data[at..at + self.shape[3]]
+        // SAFETY: the row lies inside the slice (checked when the view was made), is no other
+        // view's, and is borrowed with this view.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), self.shape[3]) }
     }
 
     pub(crate) fn rows(&mut self) -> Rows<'_, E> {
         Rows {
-            data: self.data.as_mut_ptr(),
+            data: self.data,
             shape: self.shape,
             strides: self.strides,
             _life: std::marker::PhantomData,
@@ -231,5 +290,44 @@ impl<E: Element> Rows<'_, E> {
             // SAFETY: the row lies inside the slice (checked when the view was made).
             unsafe { self.data.add(at + i).write(E::from_compute(x)) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_rows_are_written_side_by_side() {
+        // Two tokens of queries of two heads and of one value, as a projection leaves them.
+        let mut data = [0; 10].map(f64::from);
+        let all = ViewMut::new(&mut data, [1, 1, 2, 5]).unwrap();
+        let (q, mut v) = all.split_rows(4).unwrap();
+        let mut q = q.into_heads(2).unwrap();
+        assert_eq!((q.shape(), v.shape()), ([1, 2, 2, 2], [1, 1, 2, 1]));
+        for token in 0..2 {
+            for head in 0..2 {
+                q.row_mut(0, head, token).fill((10 * token + head) as f64);
+            }
+            v.row_mut(0, 0, token).fill(-1.0 - token as f64);
+        }
+        assert_eq!(data, [0.0, 0.0, 1.0, 1.0, -1.0, 10.0, 10.0, 11.0, 11.0, -2.0]);
+    }
+
+    #[test]
+    fn parting_refuses_what_does_not_fit() {
+        let mut data = [0.0; 12];
+        fn view(data: &mut [f64], shape: [usize; 4]) -> ViewMut<'_, f64> {
+            ViewMut::new(data, shape).unwrap()
+        }
+        let (two, one) = ([1, 2, 2, 3], [1, 1, 4, 3]);
+        assert!(view(&mut data, two).split_rows(4).unwrap_err().to_string().contains("split at 4"));
+        assert!(
+            view(&mut data, two).into_heads(1).unwrap_err().to_string().contains("parted into 1")
+        );
+        assert!(view(&mut data, one).into_heads(2).is_err());
+        assert!(view(&mut data, one).into_heads(0).is_err());
+        let (all, none) = view(&mut data, one).split_rows(3).unwrap();
+        assert_eq!((all.shape(), none.shape()), ([1, 1, 4, 3], [1, 1, 4, 0]));
     }
 }

@@ -3,9 +3,11 @@
 
 mod common;
 
-use common::{Inputs, Sizes, rng};
+use common::calls::{plan_of, run};
+use common::truth::truth;
+use common::{Fade, Inputs, Sizes, rng};
 use half::bf16;
-use sata::{Call, Form, Plan, Series, Spec, State, ViewMut};
+use sata::{Call, Decay, Form, Near, Plan, Series, Spec, State, ViewMut};
 
 fn relative(got: &[bf16], want: &[f64]) -> f64 {
     let (error, size) = got.iter().zip(want).fold((0.0, 0.0), |(error, size), (got, want)| {
@@ -68,6 +70,48 @@ fn errors_are_those_of_bf16() {
                         error < 4e-3,
                         "{sizes:?} {series:?} causal={causal} {form:?}: {error:e}"
                     );
+                }
+            }
+        }
+    }
+}
+
+/// With all that a spec can ask for. Moments of bf16 features move nodes and coefficients of the
+/// series per query by about as much as the features themselves are rounded.
+#[test]
+fn near_blocks_decay_and_series_per_query() {
+    let sizes = Sizes { kv_heads: 2, group: 2, ..Sizes::self_attention(500, 16, 16) };
+    let mut rng = rng();
+    for (series, terms, limit) in [
+        (Series::Taylor, 3, 4e-3),
+        (Series::Gauss, 2, 4e-3),
+        (Series::Gauss, 4, 8e-3),
+        (Series::hermite(), 3, 8e-3),
+        (Series::hermite(), 5, 8e-3),
+    ] {
+        for near in [Near::None, Near::Blocks(1)] {
+            for decay in [Decay::None, Decay::Slopes, Decay::Gates] {
+                let inputs = Inputs::<bf16>::new(&mut rng, sizes).masked(&mut rng);
+                let fade = Fade::new(&mut rng, decay, sizes);
+                let spec = Spec::new(sizes.d_key, sizes.d_value)
+                    .series(series.clone())
+                    .terms(terms)
+                    .near(near)
+                    .block(48)
+                    .sinks(3)
+                    .decay(decay)
+                    .build()
+                    .unwrap();
+                let want = truth(&spec, &inputs, &fade, true).y;
+                for form in [Form::Direct, Form::State] {
+                    let (y, _) = run(&plan_of(&spec, Some(form)), &inputs, &fade, true);
+                    let seen = |x: &(&bf16, &f64)| !x.1.is_nan();
+                    let (y, want): (Vec<bf16>, Vec<f64>) =
+                        y.iter().zip(&want).filter(seen).map(|(y, want)| (*y, *want)).unzip();
+                    let error = relative(&y, &want);
+                    let what = format!("{series:?} P = {terms}, {near:?}, {decay:?}, {form:?}");
+                    println!("{what}: {error:.1e}");
+                    assert!(error < limit, "{what}: {error:e}");
                 }
             }
         }

@@ -8,11 +8,12 @@ mod forged;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use common::{Inputs, Sizes, rng};
+use common::calls::{blank, feed};
+use common::{Fade, Inputs, Sizes, rng};
 use forged::Forged;
 use rand::Rng;
 use rand::rngs::StdRng;
-use sata::{Error, Plan, Real, Series, Spec, State, View, ViewMut};
+use sata::{Centre, Decay, Error, Near, Plan, Real, Series, Spec, State};
 
 /// The system's allocator, with the most bytes that were in use at once.
 struct Counting;
@@ -50,10 +51,15 @@ fn files<T: Real>(rng: &mut StdRng) -> Vec<Vec<u8>> {
                 ..Sizes::self_attention(tokens, spec.d_key(), spec.d_value())
             };
             let inputs = Inputs::<T>::new(rng, sizes);
-            let mut state = State::<T>::new(plan, batch, kv_heads).unwrap();
-            let mut y = vec![T::ZERO; sizes.y().iter().product()];
-            let out = ViewMut::new(&mut y, sizes.y()).unwrap();
-            plan.extend(&mut state, inputs.q(), inputs.k(), inputs.v(), out).unwrap();
+            let fade = Fade::new(rng, spec.decay(), sizes);
+            let orders = spec.orders();
+            let mut state = if orders.len() == spec.terms() && batch == 2 {
+                let centre = Centre::mean(inputs.k(), inputs.v()).unwrap();
+                State::<T>::centred(plan, batch, kv_heads, centre).unwrap()
+            } else {
+                State::<T>::new(plan, batch, kv_heads).unwrap()
+            };
+            feed(plan, &mut state, &inputs, &fade, 0..tokens, &mut blank(sizes));
             state.to_bytes()
         })
         .collect()
@@ -66,6 +72,9 @@ fn plans() -> Vec<Plan> {
         Spec::new(2, 3).series(Series::power(4)).block(8),
         Spec::new(1, 1).terms(1).block(1),
         Spec::new(2, 2).series(Series::Fixed { coefficients: vec![1.0, 0.0, 0.3] }).block(4),
+        Spec::new(2, 1).terms(2).block(2).near(Near::Blocks(1)).sinks(3).decay(Decay::Gates),
+        Spec::new(2, 1).series(Series::Gauss).terms(4).block(4).sinks(1).decay(Decay::Slopes),
+        Spec::new(1, 2).series(Series::hermite()).terms(1).block(3).near(Near::Blocks(0)),
     ]
     .map(|spec| Plan::new(&spec.build().unwrap()).unwrap())
     .into()
@@ -185,14 +194,27 @@ fn try_one<T: Real>(plan: &Plan, bytes: &[u8]) -> bool {
     let again = State::<T>::from_bytes(plan, &state.to_bytes(), "a file").unwrap();
     assert!(again.to_bytes() == state.to_bytes());
     let (sequences, heads) = (state.sequences(), state.kv_heads());
-    let (d_key, d_value) = (plan.spec().d_key(), plan.spec().d_value());
-    let x = vec![T::ONE; sequences * heads * d_key.max(d_value)];
-    let mut y = x.clone();
-    for _ in 0..=plan.spec().block() {
-        let key = View::new(&x, [sequences, heads, 1, d_key]).unwrap();
-        let shape = [sequences, heads, 1, d_value];
-        let out = ViewMut::new(&mut y, shape).unwrap();
-        plan.step(&mut state, key, key, View::new(&x, shape).unwrap(), out).unwrap();
+    let spec = plan.spec();
+    // Steps to the end of the block and beyond.
+    let s = Sizes {
+        batch: sequences,
+        kv_heads: heads,
+        ..Sizes::self_attention(spec.block() + 1, spec.d_key(), spec.d_value())
+    };
+    let ones = |shape: [usize; 4]| vec![T::ONE; shape.iter().product()];
+    let inputs = Inputs { sizes: s, q: ones(s.q()), k: ones(s.k()), v: ones(s.v()), mask: None };
+    let fade = match spec.decay() {
+        Decay::None => Fade::None,
+        Decay::Slopes => Fade::Slopes(vec![0.5; heads]),
+        Decay::Gates => Fade::gates(s, -0.5),
+    };
+    let mut y = blank(s);
+    for t in 0..s.keys {
+        if (0..sequences).any(|i| state.position(i) == i64::MAX as u64) {
+            // It can count no further, which a call is refused for.
+            break;
+        }
+        feed(plan, &mut state, &inputs, &fade, t..t + 1, &mut y);
     }
     state.merge(&again).map_or(true, |()| state.sequences() == sequences)
 }

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Instant;
 
-use sata::{Call, Diagnostics, Form, Plan, Real, Spec, State, View, ViewMut};
-use serde::Serialize;
+use sata::{Call, Diagnostics, Form, Plan, Real, Spec, View, ViewMut};
 
+use super::decay::Fading;
 use super::input::Input;
+use super::past::{StateReport, past};
 use crate::failure::{Failure, Outcome};
 use crate::machine;
 use crate::output::Staged;
@@ -16,10 +17,16 @@ use crate::tensors::{Number, Tensor};
 pub struct Task<'a> {
     /// The attention.
     pub spec: &'a Spec,
+    /// How weights fade.
+    pub fading: &'a Fading<'a>,
     /// Whether queries see only what is before them.
     pub causal: bool,
     /// Whether a denominator that is not positive is an error.
     pub strict: bool,
+    /// Whether to look at every head's logits.
+    pub diagnose: bool,
+    /// Whether keys and values are summed less their means.
+    pub center: bool,
     /// The past to continue from.
     pub state_in: Option<&'a Path>,
     /// Where the past is left.
@@ -47,17 +54,6 @@ pub struct Done {
     pub state: Option<StateReport>,
 }
 
-/// A state, in numbers.
-#[derive(Clone, Debug, Serialize)]
-pub struct StateReport {
-    /// Tokens that its first sequence had seen before.
-    pub before: u64,
-    /// Tokens that its first sequence has seen now.
-    pub after: u64,
-    /// Its size.
-    pub bytes: usize,
-}
-
 /// Runs a task in the number type `E`.
 ///
 /// # Errors
@@ -66,13 +62,7 @@ pub fn compute<E: Number>(task: &Task<'_>, input: &Input) -> Outcome<Done> {
     let [q_shape, k_shape, v_shape] = input.shapes;
     let plan = Plan::new(task.spec)?;
     check_memory::<E>(&plan)?;
-    let mut state = match task.state_in {
-        Some(path) => Some(load::<E>(&plan, path)?),
-        None if task.state_out.is_some() => {
-            Some(State::<E::Compute>::new(&plan, k_shape[0], k_shape[1])?)
-        }
-        None => None,
-    };
+    let mut state = past::<E>(&plan, task, input)?;
     let before = state.as_ref().map_or(0, |state| state.position(0));
 
     let (q, k, v) = (E::take(&input.q.data), E::take(&input.k.data), E::take(&input.v.data));
@@ -90,19 +80,23 @@ pub fn compute<E: Number>(task: &Task<'_>, input: &Input) -> Outcome<Done> {
     if let Some(mask) = &input.key_mask {
         call = call.key_mask(mask);
     }
+    if let Some(slopes) = task.fading.slopes() {
+        call = call.slopes(slopes);
+    }
+    if let Some(gates) = task.fading.gates() {
+        let [batch, heads, keys, _] = k_shape;
+        call = call.log_gates(View::new(&gates.logs, [batch, heads, keys, 1])?);
+    }
     if let Some(state) = &mut state {
         call = call.state(state);
     }
+    let call = call.strict(task.strict).diagnose(task.diagnose);
     let start = Instant::now();
-    let ran = plan.run(call.strict(task.strict), ViewMut::new(&mut y, y_shape)?);
+    let ran = plan.run(call, ViewMut::new(&mut y, y_shape)?);
     let seconds = start.elapsed().as_secs_f64();
-    let diagnostics = ran.map_err(|error| explain(error, task.causal))?;
+    let diagnostics = ran.map_err(|error| explain(error, task))?;
 
-    let report = state.as_ref().map(|state| StateReport {
-        before,
-        after: state.position(0),
-        bytes: state.bytes(),
-    });
+    let report = state.as_ref().map(|state| StateReport::new(state, before));
     if let (Some(staged), Some(state)) = (task.state_out, &state) {
         state.save(staged.path()).map_err(|error| Failure::from(error).context("--state-out"))?;
     }
@@ -122,24 +116,6 @@ pub fn compute<E: Number>(task: &Task<'_>, input: &Input) -> Outcome<Done> {
     })
 }
 
-/// Loads the state of exactly this attention. (The library lets a state serve any series whose
-/// orders it holds; from one run of the program to the next, a change is more likely a slip.)
-fn load<E: Number>(plan: &Plan, path: &Path) -> Outcome<State<E::Compute>> {
-    let state = State::<E::Compute>::load(plan, path)
-        .map_err(|error| Failure::from(error).context("--state-in"))?;
-    let describe = |spec: &Spec| {
-        format!("{:?} with {} terms at scale {}", spec.series(), spec.terms(), spec.scale())
-    };
-    let (made, asked) = (describe(state.spec()), describe(plan.spec()));
-    if made == asked {
-        return Ok(state);
-    }
-    Err(Failure::new(format!(
-        "--state-in {}: the state was made for {made}, but the call asks for {asked}",
-        path.display()
-    )))
-}
-
 /// Refuses a D whose state this machine could not hold, whether or not this call would make one.
 fn check_memory<E: Number>(plan: &Plan) -> Outcome {
     let bytes = plan.state_bytes::<E>();
@@ -153,12 +129,17 @@ fn check_memory<E: Number>(plan: &Plan) -> Outcome {
     Err(sata::Error::TooLarge { d_key, orders, features, what, bytes, limit }.into())
 }
 
-fn explain(error: sata::Error, causal: bool) -> Failure {
-    let causal_lengths = causal && matches!(&error, sata::Error::Shape { argument: "k", .. });
+fn explain(error: sata::Error, task: &Task<'_>) -> Failure {
+    use sata::Error::{NonFinite, Shape, Spec};
+    let causal_lengths = task.causal && matches!(&error, Shape { argument: "k", .. });
+    let gate =
+        matches!(&error, NonFinite { argument: "log_gates", .. } | Spec { field: "log_gates", .. });
     let failure = Failure::from(error);
-    if causal_lengths {
-        failure.hint("--full lets every query see all keys, however many of each there are")
-    } else {
-        failure
+    match task.fading.gates() {
+        Some(gates) if gate => failure.context(format!("--gates {}", gates.name)),
+        _ if causal_lengths => {
+            failure.hint("--full lets every query see all keys, however many of each there are")
+        }
+        _ => failure,
     }
 }

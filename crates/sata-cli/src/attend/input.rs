@@ -1,9 +1,9 @@
-//! The queries, keys, values and mask of `sata attend`.
+//! The queries, keys, values, mask and gates of `sata attend`.
 
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Outcome};
-use crate::tensors::{Dtype, SafeFile, Tensor, read_npy};
+use crate::tensors::{Dtype, Number, SafeFile, Tensor, read_npy};
 
 /// What attention is asked about.
 #[derive(Debug)]
@@ -16,8 +16,19 @@ pub struct Input {
     pub v: Tensor,
     /// `[batch · keys]`: which keys exist.
     pub key_mask: Option<Vec<bool>>,
+    /// Logarithms of forget gates, if they were asked for.
+    pub gates: Option<Gates>,
     /// `[batch, heads, tokens, dim]` of q, k and v.
     pub shapes: [[usize; 4]; 3],
+}
+
+/// Logarithms of forget gates.
+#[derive(Debug)]
+pub struct Gates {
+    /// What they are called in the file, or their own file.
+    pub name: String,
+    /// `[batch, kv_heads, tokens]`.
+    pub logs: Vec<f32>,
 }
 
 /// Where `--input` leads: one safetensors file, or three `.npy` files.
@@ -28,12 +39,12 @@ enum Source {
 }
 
 impl Input {
-    /// Reads what `--input` and `--prefix` name.
+    /// Reads what `--input`, `--prefix` and `--gates` name.
     ///
     /// # Errors
     /// What is wrong with the files, their tensors or their shapes.
-    pub fn read(input: &str, prefix: Option<&str>) -> Outcome<Self> {
-        let (q, k, v, mask) = match source(input)? {
+    pub fn read(input: &str, prefix: Option<&str>, gates: Option<&str>) -> Outcome<Self> {
+        let (q, k, v, mask, gates) = match source(input)? {
             Source::Safe(path) => {
                 let file = SafeFile::open(&path).map_err(|failure| failure.context("--input"))?;
                 let name = |tensor: &str| match prefix {
@@ -43,7 +54,8 @@ impl Input {
                 let tensor = |letter| {
                     file.tensor(&name(letter)).map_err(|failure| failure.context("--input"))
                 };
-                (tensor("q")?, tensor("k")?, tensor("v")?, file.mask(&name("key_mask"))?)
+                let gates = gates.map(|gates| find_gates(&file, prefix, gates)).transpose()?;
+                (tensor("q")?, tensor("k")?, tensor("v")?, file.mask(&name("key_mask"))?, gates)
             }
             Source::Npy([q, k, v]) => {
                 if let Some(prefix) = prefix {
@@ -54,7 +66,8 @@ impl Input {
                 }
                 let tensor =
                     |path: &Path| read_npy(path).map_err(|failure| failure.context("--input"));
-                (tensor(&q)?, tensor(&k)?, tensor(&v)?, None)
+                let gates = gates.map(npy_gates).transpose()?;
+                (tensor(&q)?, tensor(&k)?, tensor(&v)?, None, gates)
             }
         };
         let shapes = [q.shape4("q")?, k.shape4("k")?, v.shape4("v")?];
@@ -68,7 +81,8 @@ impl Input {
             }
         }
         let key_mask = mask.map(|mask| check_mask(mask, shapes[1])).transpose()?;
-        Ok(Input { q, k, v, key_mask, shapes })
+        let gates = gates.map(|gates| check_gates(gates, shapes[1])).transpose()?;
+        Ok(Input { q, k, v, key_mask, gates, shapes })
     }
 
     /// The type to compute in when nothing is said: what all inputs have, F64 if any has it,
@@ -118,5 +132,44 @@ fn check_mask(
         "key_mask has shape {shape:?}, but k has batch {batch} and {keys} tokens: it must be \
          [{batch}, {keys}]{}",
         if batch == 1 { format!(" or [{keys}]") } else { String::new() }
+    )))
+}
+
+/// The gates of a safetensors file: PREFIX.NAME if it is there, otherwise NAME.
+fn find_gates(file: &SafeFile, prefix: Option<&str>, name: &str) -> Outcome<(String, Tensor)> {
+    let full = prefix.map(|prefix| format!("{prefix}.{name}"));
+    let there = file.names()?;
+    let name = full.filter(|full| there.contains(full)).unwrap_or_else(|| name.to_string());
+    let tensor = file.tensor(&name).map_err(|failure| failure.context("--gates"))?;
+    Ok((name, tensor))
+}
+
+fn npy_gates(path: &str) -> Outcome<(String, Tensor)> {
+    if !path.ends_with(".npy") {
+        return Err(Failure::new(format!(
+            "--gates {path}: --input names .npy files, so the gates must be in one too"
+        )));
+    }
+    let tensor = read_npy(Path::new(path)).map_err(|failure| failure.context("--gates"))?;
+    Ok((path.into(), tensor))
+}
+
+fn check_gates(
+    (name, tensor): (String, Tensor),
+    [batch, heads, tokens, _]: [usize; 4],
+) -> Outcome<Gates> {
+    let fits = match tensor.shape[..] {
+        [h, n] => batch == 1 && [h, n] == [heads, tokens],
+        [b, h, n] => [b, h, n] == [batch, heads, tokens],
+        _ => false,
+    };
+    if fits {
+        return Ok(Gates { name, logs: f32::take(&tensor.data) });
+    }
+    Err(Failure::new(format!(
+        "--gates {name} has shape {:?}, but k has batch {batch}, {heads} heads and {tokens} \
+         tokens: it must be [{batch}, {heads}, {tokens}]{}",
+        tensor.shape,
+        if batch == 1 { format!(" or [{heads}, {tokens}]") } else { String::new() }
     )))
 }

@@ -1,9 +1,12 @@
 //! `sata attend`: attention over tensors in files.
 
+mod centre;
 mod compute;
+mod decay;
 mod input;
+mod past;
 mod report;
-mod series;
+mod setting;
 
 use std::path::PathBuf;
 
@@ -14,14 +17,16 @@ use sata::Spec;
 use crate::errors::Errors;
 use crate::failure::{Failure, Outcome};
 use crate::machine;
+use crate::near::{self, NearArg};
 use crate::numbers::size;
 use crate::output::{Staged, say, say_json};
+use crate::series::{self, SeriesArg};
 use crate::softmax::{Setting, softmax};
 use crate::tensors::{Dtype, encode, write_npy};
 use compute::{Done, Task, compute};
+use decay::{Fading, SlopesArg};
 use input::Input;
 use report::Report;
-use series::SeriesArg;
 
 /// Arguments of `sata attend`.
 #[derive(Debug, Args)]
@@ -36,12 +41,33 @@ pub struct AttendArgs {
     /// Read tensors NAME.q, NAME.k, NAME.v
     #[arg(long, value_name = "NAME")]
     prefix: Option<String>,
-    /// Number of Taylor terms [default: 4]
+    /// Number of terms of taylor, gauss (an even one) and hermite [default: 4]
     #[arg(long, allow_negative_numbers = true, value_name = "P")]
     terms: Option<usize>,
-    /// taylor, power:P (x^P + 0.001), or a .json file of coefficients
+    /// taylor, gauss, hermite (or hermite:τ), power:P (x^P + 0.001), or a .json file of
+    /// coefficients
     #[arg(long, default_value = "taylor", value_parser = series::parse)]
     series: SeriesArg,
+    /// What is exact: none, or a query's own block and so many before it
+    #[arg(long, allow_negative_numbers = true, default_value = "none", value_name = "N", value_parser = near::parse)]
+    near: NearArg,
+    /// Tokens in a block
+    #[arg(long, allow_negative_numbers = true, default_value = "64", value_name = "B", value_parser = size)]
+    block: usize,
+    /// First tokens that stay exact for ever
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0, value_name = "M")]
+    sinks: usize,
+    /// Weights fade by exp(-m·distance): `alibi` for the usual slopes m, or one per key/value head
+    #[arg(long, allow_negative_numbers = true, value_name = "M,…", value_parser = decay::parse, conflicts_with = "gates")]
+    slopes: Option<SlopesArg>,
+    /// Weights fade by forget gates, whose logarithms are in this tensor (a .npy file if --input
+    /// names such), [kv_heads, tokens] or [batch, kv_heads, tokens]; with --prefix NAME,
+    /// NAME.TENSOR if there is one
+    #[arg(long, value_name = "TENSOR")]
+    gates: Option<String>,
+    /// Sum keys and values less their mean over this input: fewer digits lost, same answer
+    #[arg(long, conflicts_with = "state_in")]
+    center: bool,
     /// Each query sees the keys up to its own (default)
     #[arg(long, conflicts_with = "full")]
     causal: bool,
@@ -67,6 +93,9 @@ pub struct AttendArgs {
     /// Write nothing if a denominator is not positive and finite
     #[arg(long)]
     strict: bool,
+    /// Print per head what its logits are like and what to expect of the series
+    #[arg(long)]
+    diagnose: bool,
     /// Report errors against another attention
     #[arg(long)]
     compare: Option<Compare>,
@@ -83,7 +112,7 @@ enum DtypeArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Compare {
-    /// Exact softmax attention in f64
+    /// Exact softmax attention in f64, with the same decay
     Softmax,
 }
 
@@ -109,12 +138,16 @@ pub fn run(args: &AttendArgs) -> Outcome {
         Some(path) => Some(Staged::new(path, "--state-out")?),
         None => None,
     };
-    let input = Input::read(&args.input, args.prefix.as_deref())?;
-    let spec = spec(args, &input)?;
+    let input = Input::read(&args.input, args.prefix.as_deref(), args.gates.as_deref())?;
+    let fading = Fading::new(args.slopes.as_ref(), &input)?;
+    let spec = setting::spec(args, &input, &fading)?;
     let task = Task {
         spec: &spec,
+        fading: &fading,
         causal: !args.full,
         strict: args.strict,
+        diagnose: args.diagnose,
+        center: args.center,
         state_in: args.state_in.as_deref(),
         state_out: state_out.as_ref(),
     };
@@ -149,6 +182,8 @@ pub fn run(args: &AttendArgs) -> Outcome {
         dtype: dtype.name(),
         masked_keys: input.key_mask.iter().flatten().filter(|&&there| !there).count(),
         causal: !args.full,
+        slopes: fading.slopes().map(<[f64]>::to_vec),
+        gates: fading.gates().map(|gates| gates.name.clone()),
         features: done.features,
         form: done.form,
         kernels: done.kernels,
@@ -164,23 +199,17 @@ pub fn run(args: &AttendArgs) -> Outcome {
     if args.json { say_json(&report) } else { say(report.text()) }
 }
 
-fn spec(args: &AttendArgs, input: &Input) -> Outcome<Spec> {
-    let [q, _, v] = input.shapes;
-    let mut builder = Spec::new(q[3], v[3]).series(args.series.read()?);
-    if let Some(terms) = args.terms {
-        builder = builder.terms(terms);
-    }
-    if let Some(scale) = args.scale {
-        builder = builder.scale(scale);
-    }
-    Ok(builder.build()?)
-}
-
 fn compare(task: &Task<'_>, input: &Input, done: &Done) -> Outcome<Option<Errors>> {
-    let setting =
-        Setting { shapes: input.shapes, scale: task.spec.scale(), causal: task.causal, offset: 0 };
+    let fading = task.fading.per_key(input.shapes[1]);
+    let setting = Setting {
+        shapes: input.shapes,
+        scale: task.spec.scale(),
+        causal: task.causal,
+        key_mask: input.key_mask.as_deref(),
+        fading: fading.as_deref(),
+    };
     let (q, k, v) = (input.q.data.to_f64(), input.k.data.to_f64(), input.v.data.to_f64());
-    let exact = softmax(&setting, [&q, &k, &v], input.key_mask.as_deref())?;
+    let exact = softmax(&setting, [&q, &k, &v])?;
     Ok(Errors::new(done.y.data.to_f64(), &exact))
 }
 

@@ -14,21 +14,30 @@ pub fn rows(args: &CpuArgs) -> Outcome<Vec<Row>> {
     let mut rows = vec![];
     for &d in &args.dims {
         let spec = Spec::new(d, d).terms(args.terms).build()?;
-        let bytes = cost::state_bytes(d, d, &spec.orders(), 4, false) as usize;
-        // As many heads as fill memory beyond any cache: a model has many heads, and other work
-        // between two steps. Then few, as in a small model whose states stay in cache.
-        let limit = if args.quick { 1 << 26 } else { 1 << 28 };
-        let many = (limit / bytes).clamp(1, 4096);
-        let counts = match args.decode_heads {
-            Some(heads) => vec![heads.max(1)],
-            None if many > 8 => vec![many, 8],
-            None => vec![many],
-        };
-        for heads in counts {
+        let bytes = far_bytes(&spec);
+        for heads in head_counts(args, d)? {
             rows.push(row(args, &spec, heads, bytes)?);
         }
     }
     Ok(rows)
+}
+
+/// Bytes of the far sums of one head.
+fn far_bytes(spec: &Spec) -> usize {
+    cost::state_bytes(spec.d_key(), spec.d_value(), &spec.orders(), 4, false) as usize
+}
+
+/// As many heads as fill memory beyond any cache: a model has many heads, and other work between
+/// two steps. Then few, as in a small model whose states stay in cache.
+pub fn head_counts(args: &CpuArgs, d: usize) -> Outcome<Vec<usize>> {
+    let bytes = far_bytes(&Spec::new(d, d).terms(args.terms).build()?);
+    let limit = if args.quick { 1 << 26 } else { 1 << 28 };
+    let many = (limit / bytes).clamp(1, 4096);
+    Ok(match args.decode_heads {
+        Some(heads) => vec![heads.max(1)],
+        None if many > 8 => vec![many, 8],
+        None => vec![many],
+    })
 }
 
 fn row(args: &CpuArgs, spec: &Spec, heads: usize, bytes: usize) -> Outcome<Row> {

@@ -5,6 +5,7 @@ use sata::{Call, Plan, Spec, View, ViewMut};
 use super::inputs::{normal, rng};
 use super::{CpuArgs, Row, Target};
 use crate::failure::Outcome;
+use crate::machine;
 use crate::table::three;
 
 pub fn rows(args: &CpuArgs) -> Outcome<Vec<Row>> {
@@ -17,14 +18,14 @@ pub fn rows(args: &CpuArgs) -> Outcome<Vec<Row>> {
     let mut y = vec![1f32; tokens * d];
     let shape = [1, 1, tokens, d];
     let plan = Plan::new(&Spec::new(d, d).terms(args.terms).build()?)?;
-    let Some(before) = resident("VmRSS:") else {
+    let Some(before) = machine::resident() else {
         return Ok(vec![]);
     };
     // Forgets the highest resident size so far; where it cannot, the figure is an upper bound.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     let view = |x| View::new(x, shape);
     plan.run(Call::causal(view(&q)?, view(&k)?, view(&v)?), ViewMut::new(&mut y, shape)?)?;
-    let peak = resident("VmHWM:").unwrap_or(before);
+    let peak = machine::peak_resident().unwrap_or(before);
     let used = peak.saturating_sub(before) as f64 / 1e6;
     Ok(vec![Row {
         what: format!("prefill f32 of {tokens} tokens, d={d} P={}, one head", args.terms),
@@ -33,11 +34,4 @@ pub fn rows(args: &CpuArgs) -> Outcome<Vec<Row>> {
         ratio: used,
         target: (!args.quick).then_some(Target::AtMost(64.0)),
     }])
-}
-
-/// A size that the system keeps of this process, in bytes.
-fn resident(field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|line| line.starts_with(field))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

@@ -2,9 +2,12 @@
 
 mod baseline;
 mod decode;
+pub mod generate;
 mod inputs;
 mod memory;
+mod paired;
 mod prefill;
+mod settings;
 
 use std::time::Instant;
 
@@ -20,15 +23,19 @@ use crate::table::table;
 pub enum BenchCommand {
     /// Measure the CPU engine against plain reads, matrix products and conventional attention
     Cpu(CpuArgs),
+    /// Measure generation: one core against a plain read of what it reads, and a long session
+    /// against softmax with a KV cache
+    Generate(generate::GenerateArgs),
 }
 
 /// Arguments of `sata bench cpu`.
 #[derive(Debug, Args)]
 pub struct CpuArgs {
-    /// Measure only these, of prefill, decode and memory
+    /// Measure only these, of prefill, decode, settings (what near blocks, series chosen per query
+    /// and decay cost, over going without) and memory
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Head sizes d_key = d_value
+    /// Head sizes d_key = d_value; settings are measured at 16 and 32
     #[arg(long, value_name = "D", value_delimiter = ',', default_values_t = [8, 16, 32, 64])]
     pub dims: Vec<usize>,
     /// Input types, of f32, bf16 and f64
@@ -102,9 +109,9 @@ struct Report {
 /// A word that is not known, or what the library refuses.
 pub fn cpu(args: &CpuArgs) -> Outcome {
     for word in &args.only {
-        if !["prefill", "decode", "memory"].contains(&word.as_str()) {
+        if !["prefill", "decode", "settings", "memory"].contains(&word.as_str()) {
             return Err(Failure::new(format!(
-                "--only {word}: it is none of prefill, decode, memory"
+                "--only {word}: it is none of prefill, decode, settings, memory"
             )));
         }
     }
@@ -126,6 +133,10 @@ pub fn cpu(args: &CpuArgs) -> Outcome {
         // One core, as the targets are.
         rows.extend(pool(1)?.install(|| decode::rows(args))?);
     }
+    if wants("settings") {
+        rows.extend(pool(args.threads)?.install(|| settings::prefill(args))?);
+        rows.extend(pool(1)?.install(|| settings::decode(args))?);
+    }
     if wants("memory") {
         rows.extend(pool(args.threads)?.install(|| memory::rows(args))?);
     }
@@ -143,8 +154,12 @@ pub fn cpu(args: &CpuArgs) -> Outcome {
         "{}; level {level}; {} threads for prefill, 1 for decode\n",
         report.processor, args.threads
     ))?;
-    let cells: Vec<Vec<String>> = report
-        .rows
+    output::say(rows_table(&report.rows))
+}
+
+/// Rows as text.
+fn rows_table(rows: &[Row]) -> String {
+    let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
             let (target, met) = match row.target {
@@ -162,7 +177,7 @@ pub fn cpu(args: &CpuArgs) -> Outcome {
             ]
         })
         .collect();
-    output::say(table(&["", "measured", "baseline", "ratio", "target", ""], &cells))
+    table(&["", "measured", "baseline", "ratio", "target", ""], &cells)
 }
 
 fn verdict(target: Target, x: f64) -> String {

@@ -12,7 +12,7 @@ pub use figure::{Figure, Key, Mark, Panel, Style};
 use std::path::Path;
 
 use crate::failure::{Failure, Outcome};
-use crate::output::write_file;
+use crate::output::{Staged, write_file};
 
 /// Colours that stay apart for the colour-blind and in print (Paul Tol's vibrant scheme).
 pub const COLORS: [&str; 6] = ["#0077bb", "#009988", "#ee7733", "#cc3311", "#aa3377", "#555555"];
@@ -38,6 +38,20 @@ pub fn png(figure: &Figure) -> Outcome<Vec<u8>> {
         .with_scale(PNG_SCALE)
         .render_scene(&draw::scene(figure))
         .map_err(|error| Failure::new(format!("drawing a PNG: {error}")))
+}
+
+/// Refuses, before any work, a file that [`write`] would not write.
+///
+/// # Errors
+/// For other extensions than `.svg` and `.png`, and folders that are not there.
+pub fn check(path: &Path, argument: &str) -> Outcome {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("svg" | "png") => Staged::new(path, argument).map(drop),
+        _ => Err(Failure::new(format!(
+            "{argument} {}: the file must end in .svg or .png",
+            path.display()
+        ))),
+    }
 }
 
 /// Writes a figure as the file's extension asks, `.svg` or `.png`.

@@ -17,7 +17,7 @@ use crate::tensors::{Number, SafeFile};
 const EXCERPT: &[u8] = include_bytes!("../../data/activations.safetensors");
 
 /// Its layers: prefix, name, causal.
-const LAYERS: [(&str, &str, bool); 4] = [
+pub(super) const LAYERS: [(&str, &str, bool); 4] = [
     ("smollm2.layer00", "SmolLM2-135M, layer 0", true),
     ("smollm2.layer14", "SmolLM2-135M, layer 14", true),
     ("minilm.layer00", "MiniLM-L6, layer 0", false),
@@ -88,7 +88,7 @@ pub fn units() -> u64 {
 /// # Errors
 /// None, for the excerpt as it comes.
 pub fn run(progress: &Progress) -> Outcome<Vec<Layer>> {
-    let file = SafeFile::from_bytes(Path::new("activations.safetensors"), EXCERPT.to_vec())?;
+    let file = excerpt()?;
     let look = |(prefix, name, causal)| {
         progress.doing(format!("activations: {name}"));
         let layer = Activations::read(&file, prefix, causal)?.look(name);
@@ -96,6 +96,14 @@ pub fn run(progress: &Progress) -> Outcome<Vec<Layer>> {
         layer
     };
     LAYERS.into_iter().map(look).collect()
+}
+
+/// The excerpt that comes with the program.
+///
+/// # Errors
+/// None, for the excerpt as it comes.
+pub(super) fn excerpt() -> Outcome<SafeFile> {
+    SafeFile::from_bytes(Path::new("activations.safetensors"), EXCERPT.to_vec())
 }
 
 struct Activations {
@@ -123,9 +131,9 @@ impl Activations {
     fn look(&self, name: &'static str) -> Outcome<Layer> {
         let [_, heads, tokens, d] = self.shapes[0];
         let (shapes, scale, causal) = (self.shapes, self.scale(), self.causal);
-        let setting = Setting { shapes, scale, causal, offset: 0 };
+        let setting = Setting { shapes, scale, causal, key_mask: None, fading: None };
         let [q, k, v] = &self.qkv;
-        let exact = softmax(&setting, [q, k, v], None)?;
+        let exact = softmax(&setting, [q, k, v])?;
         let mut taylor = vec![];
         for terms in 1..=MOST_TERMS {
             let (y, non_positive) = self.engine::<f64>(terms)?;

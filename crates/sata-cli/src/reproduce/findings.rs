@@ -1,6 +1,7 @@
 //! What the numbers come to, in sentences.
 
 use super::activations::{GOOD, PAPER_TERMS};
+use super::coefficients;
 use super::decode::DecodePoint;
 use super::reference;
 use super::results::Results;
@@ -16,6 +17,7 @@ pub fn findings(results: &Results) -> Vec<String> {
     [recovery(results), relative(results), floor(results), activations(results)]
         .into_iter()
         .flatten()
+        .chain(coefficients::findings(&results.coefficients))
         .chain(HEADS.into_iter().filter_map(|d| decode(results, d)))
         .collect()
 }

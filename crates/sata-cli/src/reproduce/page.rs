@@ -1,28 +1,18 @@
 //! The page that holds figures and tables.
 
 use super::activations::PAPER_TERMS;
+use super::coefficients::{table_normal, table_trained};
 use super::reference;
 use super::results::Results;
 use crate::cost::Cost;
 use crate::errors::QUANTILES;
+use crate::html::{CLOSE, escape, open, table};
 use crate::plot::{Figure, counts, svg};
 use crate::table::{bytes, grouped, seconds, three};
 
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:\
-1200px;margin:2em auto;padding:0 1em}h1{font-size:1.6em}h2{font-size:1.25em;margin-top:2.2em}\
-svg{width:100%;height:auto;max-width:1720px}table{border-collapse:collapse;font-size:.85em;\
-margin:1em 0;display:block;overflow-x:auto}th,td{padding:.2em .7em;text-align:right;border-bottom:\
-1px solid #ddd;white-space:nowrap}th{border-bottom:2px solid #888}td:first-child,th:first-child\
-{text-align:left}li{margin:.5em 0}.note{color:#555}";
-
 /// The whole page; it needs no other file.
 pub fn page(results: &Results, figures: &[Figure]) -> String {
-    let mut html = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width\"><title>Self-attention at constant cost per token, \
-         reproduced</title><style>{STYLE}</style></head><body>\n<h1>Self-attention at constant \
-         cost per token, reproduced</h1>\n"
-    );
+    let mut html = open("Self-attention at constant cost per token, reproduced");
     let machine = &results.machine;
     let about = format!(
         "sata {}, {} run, seed {}; {} threads of {} ({}), {} of memory; {} altogether.",
@@ -49,28 +39,12 @@ pub fn page(results: &Results, figures: &[Figure]) -> String {
             "figureA4" => by_length(results),
             "floor" => floor(results),
             "activations" => activations(results),
+            "coefficients" => table_normal(&results.coefficients),
+            "coefficients-trained" => table_trained(&results.coefficients),
             _ => String::new(),
         };
     }
-    html + "</body></html>\n"
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let cells = |tag: &str, cells: &mut dyn Iterator<Item = String>| {
-        cells.map(|cell| format!("<{tag}>{}</{tag}>", escape(&cell))).collect::<String>()
-    };
-    let mut html = format!(
-        "<table><tr>{}</tr>\n",
-        cells("th", &mut headings.iter().map(|heading| heading.to_string()))
-    );
-    for row in rows {
-        html += &format!("<tr>{}</tr>\n", cells("td", &mut row.into_iter()));
-    }
-    html + "</table>\n"
+    html + CLOSE
 }
 
 fn costs() -> String {

@@ -1,4 +1,7 @@
-//! What the paper's public reference implementation gives, to compare with.
+//! What others measured, to compare with: the paper's public reference implementation, and a
+//! prototype of other coefficients.
+
+use super::coefficients::Series;
 
 /// Source of the numbers.
 pub const SOURCE: &str = "the paper's public reference implementation on one NVIDIA H200 (float16 inputs, \
@@ -27,4 +30,24 @@ const MEDIANS: [(usize, usize, f64, f64); 13] = [
 pub fn medians(d: usize, terms: usize) -> Option<(f64, f64)> {
     let found = MEDIANS.iter().find(|row| (row.0, row.1) == (d, terms));
     found.map(|row| (row.2, row.3))
+}
+
+/// Source of [`prototype`]'s numbers.
+pub const PROTOTYPE: &str = "an early prototype of the same measurement";
+
+/// Median |Y−Ŷ| over median |Y| of the prototype, d = 32, 4,096 keys: series, terms, and at logits of
+/// deviation 0.5, 1, 1.5 and 2.
+const PROTOTYPES: [(Series, usize, [&str; 4]); 4] = [
+    (Series::Taylor, 4, ["0.019", "0.176", "0.44", "0.67"]),
+    (Series::Taylor, 6, ["0.0014", "0.048", "0.22", "0.43"]),
+    (Series::Hermite, 4, ["0.010", "0.110", "0.31", "0.53"]),
+    (Series::Hermite, 6, ["0.0003", "0.013", "0.076", "0.20"]),
+];
+
+/// The prototype's error at logits of this deviation, where it was measured, with the digits that
+/// it was given with.
+pub fn prototype(series: Series, terms: usize, deviation: f64) -> Option<&'static str> {
+    let errors = PROTOTYPES.iter().find(|row| (row.0, row.1) == (series, terms))?.2;
+    let at = [0.5, 1.0, 1.5, 2.0].iter().position(|&s| s == deviation)?;
+    Some(errors[at])
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::activations::{self, Layer};
+use super::coefficients::{self, Coefficients};
 use super::decode::{self, DecodePoint};
 use super::floor::{self, Floor};
 use super::recovery::Recovery;
@@ -34,6 +35,8 @@ pub struct Results {
     pub decode: Vec<DecodePoint>,
     /// Activations of trained models.
     pub activations: Vec<Layer>,
+    /// The same state with other coefficients.
+    pub coefficients: Coefficients,
 }
 
 /// The machine that measured.
@@ -83,6 +86,8 @@ impl Results {
             figure_a4(&self.recovery, &self.scope),
             floor::figure(&self.floor, &self.scope),
             activations::figure(&self.activations),
+            coefficients::figure_normal(&self.coefficients),
+            coefficients::figure_trained(&self.coefficients),
         ]
     }
 }

@@ -26,6 +26,8 @@ pub struct Scope {
     pub floor_tokens: Vec<usize>,
     /// Head size of the precision floor.
     pub floor_head: usize,
+    /// Queries that read random keys with other coefficients.
+    pub coefficient_queries: usize,
     /// Longest context of figure 6, if memory lets it be.
     pub decode_tokens: u64,
     /// Part of the free memory that figure 6 may fill with a KV cache.
@@ -47,6 +49,7 @@ impl Scope {
             elements: Some(1 << 17),
             floor_tokens: vec![1 << 10, 1 << 12, 1 << 14, 1 << 16],
             floor_head: 16,
+            coefficient_queries: 512,
             decode_tokens: 1 << 24,
             decode_memory: 0.25,
             decode_bytes: 1 << 30,
@@ -62,6 +65,7 @@ impl Scope {
             elements: None,
             floor_tokens: vec![1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20],
             floor_head: 16,
+            coefficient_queries: 4096,
             decode_tokens: 1 << 27,
             decode_memory: 0.6,
             decode_bytes: u128::MAX,

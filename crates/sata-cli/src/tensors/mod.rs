@@ -1,5 +1,6 @@
 //! Tensors in files: safetensors and `.npy`, read into typed arrays.
 
+mod check;
 mod npy;
 mod safe;
 
@@ -7,6 +8,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
+pub use check::{check_numbers, check_shapes};
 pub use npy::{read_npy, write_npy};
 pub use safe::{SafeFile, encode};
 

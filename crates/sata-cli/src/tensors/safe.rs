@@ -55,6 +55,17 @@ impl SafeFile {
         Ok(names)
     }
 
+    /// A remark of the file's metadata, if it has one of this name.
+    ///
+    /// # Errors
+    /// None, for a file that has been opened.
+    pub fn remark(&self, name: &str) -> Outcome<Option<String>> {
+        let (_, header) = SafeTensors::read_metadata(&self.bytes).map_err(|error| {
+            Failure::new(format!("{}: it is damaged: {error}", self.path.display()))
+        })?;
+        Ok(header.metadata().as_ref().and_then(|remarks| remarks.get(name)).cloned())
+    }
+
     /// A tensor of numbers.
     ///
     /// # Errors
@@ -208,6 +219,8 @@ mod tests {
         let bytes = encode(&[("a.q", &half), ("b", &double)], &[("by", "test".into())]).unwrap();
         let file = file(bytes).unwrap();
         assert_eq!(file.names().unwrap(), ["a.q", "b"]);
+        assert_eq!(file.remark("by").unwrap().as_deref(), Some("test"));
+        assert_eq!(file.remark("for").unwrap(), None);
         assert_eq!(file.tensor("a.q").unwrap(), half);
         assert_eq!(file.tensor("b").unwrap(), double);
         let missing = file.tensor("q").unwrap_err().to_string();

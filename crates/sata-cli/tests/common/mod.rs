@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -125,6 +126,33 @@ impl Tensor {
         Tensor::new(dtype, shape, data)
     }
 
+    /// A `.npy` file of f4 or f8.
+    pub fn npy(&self) -> Vec<u8> {
+        let descr = if self.dtype == Dtype::F32 { "<f4" } else { "<f8" };
+        let shape: Vec<String> = self.shape.iter().map(usize::to_string).collect();
+        let header = format!(
+            "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}\n",
+            shape.join(", ")
+        );
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.bytes());
+        bytes.extend(self.bytes());
+        bytes
+    }
+
+    /// Some tokens of `[heads, tokens]` or `[heads, tokens, dim]`.
+    pub fn tokens(&self, range: std::ops::Range<usize>) -> Self {
+        let [heads, tokens] = [self.shape[0], self.shape[1]];
+        let dim = self.shape.get(2).copied().unwrap_or(1);
+        let rows = (0..heads).flat_map(|h| {
+            self.data[(h * tokens + range.start) * dim..(h * tokens + range.end) * dim].to_vec()
+        });
+        let mut shape = self.shape.clone();
+        shape[1] = range.len();
+        Tensor::new(self.dtype, &shape, rows.collect())
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         self.data.iter().flat_map(|&x| encode(self.dtype, x)).collect()
     }
@@ -189,6 +217,16 @@ pub fn remark(path: &Path, key: &str) -> String {
 /// One of some tensors.
 pub fn find<'a>(tensors: &'a [(String, Tensor)], name: &str) -> &'a Tensor {
     &tensors.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no tensor {name}")).1
+}
+
+/// A seed that is printed, or taken from `SATA_TEST_SEED`.
+pub fn seed() -> u64 {
+    let seed = match std::env::var("SATA_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("SATA_TEST_SEED is a number"),
+        Err(_) => RandomState::new().build_hasher().finish() >> 8,
+    };
+    println!("SATA_TEST_SEED={seed}");
+    seed
 }
 
 /// q, k and v of N(0, 1): heads, key/value heads, queries, keys, d_key, d_value.

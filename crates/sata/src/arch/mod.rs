@@ -17,8 +17,9 @@ use std::str::FromStr;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use kernels::{
-    Absorb, CacheOne, DECODE_SCRATCH, Direct, Far, PANEL, Packed, Read, ReadOne, Scratch, TOKENS,
-    Tokens, Values, WeighOne, stride,
+    Absorb, By, CacheOne, Coefficients, DECODE_SCRATCH, Direct, Fading, Far, FromSums, How,
+    Moments, PANEL, Packed, Pairs, PairsWork, QUERIES, Read, ReadOne, Scratch, Sight, Stretch,
+    TOKENS, Tokens, Values, WeighOne, Weighed, stride,
 };
 
 use crate::Error;
@@ -121,6 +122,9 @@ pub(crate) fn prefetch<T>(p: *const T) {
 /// (sums, z, multiplicities, coefficient, d_value, out, out_z).
 type Pack<T> = unsafe fn(&[T], &[T], &[T], T, usize, &mut [T], &mut [T]);
 
+/// (sums, z, len, d_value, factor of what was there, far).
+type Fold<T> = unsafe fn(&[T], &[T], usize, usize, T, &mut Far<'_, T>);
+
 /// The kernels of one level and element type.
 ///
 /// Every function is unsafe for one reason: the machine must have the level's instructions. A
@@ -136,6 +140,8 @@ pub struct Kernels<T> {
     pub(crate) tiles: usize,
     /// How much faster it is than the vector kernels at features and at pairs, about.
     pub(crate) speed: [f64; 2],
+    /// Relative rounding error of sums over features that it makes, about.
+    pub(crate) rounding: f64,
     /// Elements that `pack` writes for one tile, given d_value padded.
     pub(crate) packed_len: fn(padded: usize) -> usize,
     /// Elements that `prepare` writes for one panel, given d_value padded; 0 when it is not needed.
@@ -145,14 +151,15 @@ pub struct Kernels<T> {
     pub(crate) pack: Pack<T>,
     /// (rows `[tokens][padded]`, tokens, padded, out).
     pub(crate) prepare: unsafe fn(&[T], usize, usize, &mut [T]),
-    /// (sums, z, len, d_value, far).
-    pub(crate) fold: unsafe fn(&[T], &[T], usize, usize, &mut Far<'_, T>),
+    pub(crate) fold: Fold<T>,
     pub(crate) polynomial: unsafe fn(&mut Direct<'_, T>),
     pub(crate) exponential: unsafe fn(&mut Direct<'_, T>),
+    pub(crate) moments: unsafe fn(&mut Moments<'_, T>),
     pub(crate) read_one: unsafe fn(&mut ReadOne<'_, T>),
     /// (what, d_key).
     pub(crate) weigh_one: unsafe fn(&mut WeighOne<'_, T>, usize),
     pub(crate) cache_one: unsafe fn(&mut CacheOne<'_, T>),
+    pub(crate) pairs: unsafe fn(&mut Pairs<'_, T>),
 }
 
 /// A module with one entry point per kernel and their table.
@@ -188,9 +195,9 @@ macro_rules! entry_points {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn fold(s: &[$elem], z: &[$elem], len: usize, d: usize, far: &mut Far<'_, $elem>) {
+            unsafe fn fold(s: &[$elem], z: &[$elem], len: usize, d: usize, by: $elem, far: &mut Far<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
-                unsafe { vector_kernels::fold::<V, G>(s, z, len, d, far) }
+                unsafe { vector_kernels::fold::<V, G>(s, z, len, d, by, far) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -206,6 +213,12 @@ macro_rules! entry_points {
             }
 
             $(#[target_feature(enable = $features)])?
+            unsafe fn moments(a: &mut Moments<'_, $elem>) {
+                // SAFETY: the caller has made sure of the instructions.
+                unsafe { vector_kernels::moments::<G>(a) }
+            }
+
+            $(#[target_feature(enable = $features)])?
             unsafe fn read_one(a: &mut ReadOne<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
                 unsafe { vector_kernels::read_one::<V>(a) }
@@ -215,6 +228,12 @@ macro_rules! entry_points {
             unsafe fn cache_one(a: &mut CacheOne<'_, $elem>) {
                 // SAFETY: the caller has made sure of the instructions.
                 unsafe { vector_kernels::cache_one::<V>(a) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn pairs(a: &mut Pairs<'_, $elem>) {
+                // SAFETY: the caller has made sure of the instructions.
+                unsafe { vector_kernels::pairs::<V, G>(a) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -228,6 +247,7 @@ macro_rules! entry_points {
                 lanes: V::LANES,
                 tiles: 1,
                 speed: [1.0, 1.0],
+                rounding: <$elem>::EPSILON as f64,
                 packed_len: |padded| crate::basis::TILE * padded,
                 prepared_len: |_| 0,
                 read,
@@ -237,9 +257,11 @@ macro_rules! entry_points {
                 fold,
                 polynomial,
                 exponential,
+                moments,
                 read_one,
                 weigh_one,
                 cache_one,
+                pairs,
             };
         }
     };

@@ -60,6 +60,18 @@ macro_rules! portable {
                 $name(<$wide>::from(a))
             }
             #[inline(always)]
+            unsafe fn unless_below(self, x: Self, floor: Self) -> Self {
+                let mut a = self.0.to_array();
+                for (a, (x, floor)) in
+                    a.iter_mut().zip(x.0.to_array().iter().zip(floor.0.to_array()))
+                {
+                    if *x < floor {
+                        *a = 0.0;
+                    }
+                }
+                $name(<$wide>::from(a))
+            }
+            #[inline(always)]
             unsafe fn sum(self) -> $elem {
                 self.0.reduce_add()
             }

@@ -27,15 +27,18 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// The larger of two numbers, lane by lane.
     unsafe fn max(self, other: Self) -> Self;
+    /// self, or 0 in lanes where x is below `floor` (not where it is NaN).
+    unsafe fn unless_below(self, x: Self, floor: Self) -> Self;
     /// The sum of the lanes.
     unsafe fn sum(self) -> Self::Elem;
     /// To the nearest integer.
     unsafe fn round(self) -> Self;
-    /// self · 2^n for integral n; 0 where that underflows.
+    /// self · 2^n for integral n at which neither leaves the normal range.
     unsafe fn scale2(self, n: Self) -> Self;
 }
 
-/// e^x for x ≤ 0 and moderately above, to about two units in the last place.
+/// e^x for x ≤ 0 and moderately above, to about two units in the last place; 0 where that is
+/// nothing beside 1.
 ///
 /// x = n ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor polynomial (degree 7 in f32, 13 in f64),
 /// whose remainder is below the rounding error there.
@@ -53,8 +56,11 @@ pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
     let degree = if double { 13 } else { 7 };
     // SAFETY: forwarded from the caller.
     unsafe {
-        // Below this e^x is 0 in either type; clamping keeps n in range, and NaN stays NaN.
-        let floor = V::splat(c(if double { -745.0 } else { -103.0 }));
+        // Below this e^x is taken for 0: beside the largest weight, which is 1, it is lost, and
+        // products with it could be subnormal, which take processors a hundred times as long. NaN
+        // stays NaN.
+        let floor = V::splat(c(if double { -600.0 } else { -60.0 }));
+        let given = x;
         let x = x.max(floor);
         let n = x.mul(V::splat(c(std::f64::consts::LOG2_E))).round();
         let r = n.mul_add(V::splat(c(-high)), x);
@@ -68,6 +74,6 @@ pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
             factorial /= f64::from(i + 1);
             y = y.mul_add(r, V::splat(c(1.0 / factorial)));
         }
-        y.scale2(n)
+        y.scale2(n).unless_below(given, floor)
     }
 }

@@ -90,6 +90,14 @@ impl<const R: usize> Vector for F32x8<R> {
         _mm256_max_ps
     );
     #[inline(always)]
+    unsafe fn unless_below(self, x: Self, floor: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let keep = _mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, floor.0);
+            Self(_mm256_and_ps(self.0, keep))
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: the trait's contract.
         unsafe {
@@ -133,6 +141,14 @@ impl<const R: usize> Vector for F64x4<R> {
         _mm256_fmadd_pd,
         _mm256_max_pd
     );
+    #[inline(always)]
+    unsafe fn unless_below(self, x: Self, floor: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let keep = _mm256_cmp_pd::<_CMP_NLT_UQ>(x.0, floor.0);
+            Self(_mm256_and_pd(self.0, keep))
+        }
+    }
     #[inline(always)]
     unsafe fn sum(self) -> f64 {
         // SAFETY: the trait's contract.
@@ -180,6 +196,14 @@ impl Vector for F32x16 {
         _mm512_max_ps
     );
     #[inline(always)]
+    unsafe fn unless_below(self, x: Self, floor: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, floor.0);
+            Self(_mm512_maskz_mov_ps(keep, self.0))
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_reduce_add_ps(self.0) }
@@ -210,6 +234,14 @@ impl Vector for F64x8 {
         _mm512_fmadd_pd,
         _mm512_max_pd
     );
+    #[inline(always)]
+    unsafe fn unless_below(self, x: Self, floor: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let keep = _mm512_cmp_pd_mask::<_CMP_NLT_UQ>(x.0, floor.0);
+            Self(_mm512_maskz_mov_pd(keep, self.0))
+        }
+    }
     #[inline(always)]
     unsafe fn sum(self) -> f64 {
         // SAFETY: the trait's contract.

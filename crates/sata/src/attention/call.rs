@@ -1,7 +1,7 @@
 //! What a call is made of, and every check of it.
 
 use super::Piece;
-use crate::{Element, Error, Plan, State, View};
+use crate::{Decay, Element, Error, Near, Plan, Spec, State, View};
 
 /// Queries, keys and values, and what to do with them.
 ///
@@ -18,6 +18,9 @@ pub struct Call<'a, 's, E: Element> {
     packed: Option<(&'a [usize], &'a [usize])>,
     pub(super) state: Option<&'s mut State<E::Compute>>,
     pub(super) strict: bool,
+    pub(super) diagnose: bool,
+    slopes: Option<&'a [f64]>,
+    log_gates: Option<View<'a, f32>>,
 }
 
 /// Sizes of a checked call.
@@ -28,10 +31,25 @@ pub(crate) struct Shape {
     pub group: usize,
 }
 
+/// Most tokens of a call, which its kernels count in 32 bits.
+const MOST_TOKENS: usize = 1 << 31;
+
 impl<'a, 's, E: Element> Call<'a, 's, E> {
     /// Query t attends to keys 0 … t (and to all of the state's past).
     pub fn causal(q: View<'a, E>, k: View<'a, E>, v: View<'a, E>) -> Self {
-        Call { q, k, v, causal: true, key_mask: None, packed: None, state: None, strict: false }
+        Call {
+            q,
+            k,
+            v,
+            causal: true,
+            key_mask: None,
+            packed: None,
+            state: None,
+            strict: false,
+            diagnose: false,
+            slopes: None,
+            log_gates: None,
+        }
     }
 
     /// Every query attends to all keys (and to all of the state's past).
@@ -65,8 +83,47 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
         self
     }
 
+    /// Slopes m ≥ 0 of the key/value heads, `[kv_heads]`, for a spec with
+    /// [`Decay::Slopes`](crate::Decay::Slopes): a weight carries exp(−m·(t − s)), as with ALiBi.
+    /// See [`alibi_slopes`](crate::alibi_slopes). A state does not hold them: each token lets the
+    /// past fade by the slope of its own call.
+    pub fn slopes(mut self, slopes: &'a [f64]) -> Self {
+        self.slopes = Some(slopes);
+        self
+    }
+
+    /// Logarithms of the forget gates, `[batch, kv_heads, keys, 1]`, each at most 0, for a spec
+    /// with [`Decay::Gates`](crate::Decay::Gates): a weight carries exp(Σ log f_r) over the tokens
+    /// r after s up to t. The gate of a masked key still forgets.
+    pub fn log_gates(mut self, log_gates: View<'a, f32>) -> Self {
+        self.log_gates = Some(log_gates);
+        self
+    }
+
+    /// Fills [`Diagnostics::heads`](crate::Diagnostics::heads), which needs the spec to keep the
+    /// orders 0, 1 and 2, and some more time.
+    pub fn diagnose(mut self, diagnose: bool) -> Self {
+        self.diagnose = diagnose;
+        self
+    }
+
     /// Checks everything, before any work.
     pub(super) fn check(&self, plan: &Plan, out: [usize; 4]) -> Result<Shape, Error> {
+        self.check_named(plan, "out", out)
+    }
+
+    /// The shapes of q, k and v.
+    pub(super) fn shapes(&self) -> [[usize; 4]; 3] {
+        [self.q.shape(), self.k.shape(), self.v.shape()]
+    }
+
+    /// Checks everything, before any work; `argument` has the outputs' shape.
+    pub(super) fn check_named(
+        &self,
+        plan: &Plan,
+        argument: &'static str,
+        out: [usize; 4],
+    ) -> Result<Shape, Error> {
         let spec = plan.spec();
         let (q, k, v) = (self.q.shape(), self.k.shape(), self.v.shape());
         for (argument, shape) in [("q", q), ("k", k), ("v", v)] {
@@ -105,7 +162,7 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
         }
         let wants = [q[0], q[1], q[2], spec.d_value()];
         if out != wants {
-            return Err(Error::shape("out", &out, format!("it must be {wants:?}")));
+            return Err(Error::shape(argument, &out, format!("it must be {wants:?}")));
         }
         if let Some(mask) = self.key_mask
             && Some(mask.len()) != k[0].checked_mul(k[2])
@@ -137,11 +194,60 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
         if let Some(state) = &self.state {
             let sequences = self.packed.map_or(q[0], |(cu, _)| cu.len() - 1);
             state.check(spec, sequences, k[1])?;
+            for sequence in 0..sequences {
+                let keys = self.packed.map_or(k[2], |(_, cu)| cu[sequence + 1] - cu[sequence]);
+                state.check_room(sequence, keys)?;
+            }
         }
+        self.check_spec(spec)?;
         self.q.check_finite("q")?;
         self.k.check_finite("k")?;
         self.v.check_finite("v")?;
         Ok(Shape { kv_heads: k[1], group: q[1] / k[1] })
+    }
+
+    /// What the spec asks of a call beyond shapes.
+    fn check_spec(&self, spec: &Spec) -> Result<(), Error> {
+        let [_, _, keys, _] = self.k.shape();
+        if keys > MOST_TOKENS || self.q.shape()[2] > MOST_TOKENS {
+            let expected = format!("a call takes at most {MOST_TOKENS} tokens (extend a state)");
+            return Err(Error::shape("k", &self.k.shape(), expected));
+        }
+        if !self.causal && spec.near() != Near::None {
+            let what = format!("near = {:?} with full attention, which has no order,", spec.near());
+            return Err(Error::Unsupported { what, by: "the CPU engine" });
+        }
+        if self.diagnose && !(0..3).all(|p| spec.orders().contains(&p)) {
+            let what = format!(
+                "diagnose, which needs the orders 0, 1 and 2, with orders {:?}",
+                spec.orders()
+            );
+            return Err(Error::Unsupported { what, by: "the CPU engine" });
+        }
+        let kv_heads = self.k.shape()[1];
+        match (spec.decay(), self.slopes) {
+            (Decay::Slopes, None) => {
+                return Err(Error::shape("slopes", &[], "the spec has decay = slopes"));
+            }
+            (Decay::Slopes, Some(slopes)) => check_slopes(slopes, kv_heads)?,
+            (decay, Some(slopes)) => {
+                let expected = format!("the spec has decay = {decay:?}");
+                return Err(Error::shape("slopes", &[slopes.len()], expected));
+            }
+            (_, None) => (),
+        }
+        let [batch, _, keys, _] = self.k.shape();
+        match (spec.decay(), &self.log_gates) {
+            (Decay::Gates, None) => {
+                Err(Error::shape("log_gates", &[], "the spec has decay = gates"))
+            }
+            (Decay::Gates, Some(gates)) => check_gates(gates, [batch, kv_heads, keys, 1]),
+            (decay, Some(gates)) => {
+                let expected = format!("the spec has decay = {decay:?}");
+                Err(Error::shape("log_gates", &gates.shape(), expected))
+            }
+            (_, None) => Ok(()),
+        }
     }
 
     /// The call's sequences, one by one.
@@ -165,6 +271,8 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
                     q,
                     k,
                     v,
+                    slopes: self.slopes,
+                    log_gates: self.log_gates,
                 })
                 .collect(),
             None => (0..q.shape()[0])
@@ -180,10 +288,50 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
                     q,
                     k,
                     v,
+                    slopes: self.slopes,
+                    log_gates: self.log_gates,
                 })
                 .collect(),
         }
     }
+}
+
+fn check_slopes(slopes: &[f64], kv_heads: usize) -> Result<(), Error> {
+    if slopes.len() != kv_heads {
+        let expected = format!("there must be one for each of the {kv_heads} key/value heads");
+        return Err(Error::shape("slopes", &[slopes.len()], expected));
+    }
+    match slopes.iter().position(|m| !m.is_finite() || *m < 0.0) {
+        Some(head) => Err(Error::Spec {
+            field: "slopes",
+            value: format!("{} for head {head}", slopes[head]),
+            requires: "a slope must be finite and at least 0".into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_gates(gates: &View<'_, f32>, expected: [usize; 4]) -> Result<(), Error> {
+    if gates.shape() != expected {
+        return Err(Error::shape("log_gates", &gates.shape(), format!("it must be {expected:?}")));
+    }
+    gates.check_finite("log_gates")?;
+    let [batch, heads, tokens, _] = expected;
+    for b in 0..batch {
+        for head in 0..heads {
+            for token in 0..tokens {
+                let gate = gates.row(b, head, token)[0];
+                if gate > 0.0 {
+                    return Err(Error::Spec {
+                        field: "log_gates",
+                        value: format!("{gate} at {:?} [batch, head, token]", [b, head, token]),
+                        requires: "the logarithm of a gate must be at most 0".into(),
+                    });
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_packed(argument: &'static str, cu: &[usize], shape: [usize; 4]) -> Result<(), Error> {

@@ -1,143 +1,153 @@
-//! The direct form: every query weighs every key by the polynomial.
+//! The direct form: every query weighs every key, and nothing is summed ahead.
 
 use std::ops::Range;
 
 use super::call::Shape;
-use super::{Piece, finish, load};
-use crate::arch::{Buffer, Direct, Kernels, PANEL, Scratch, TOKENS, Tokens, stride};
+use super::local::Local;
+use super::method::Method;
+use super::standing::Standing;
+use super::tally::Tally;
+use super::window::{Sinks, Source, Window};
+use super::{Piece, finish};
+use crate::arch::{Buffer, PANEL, Scratch, Tokens, stride};
+use crate::state::{Mark, Raw};
 use crate::view::Rows;
-use crate::{Diagnostics, Element, Plan, Real, parallel};
+use crate::{Element, Real, parallel};
 
 /// Queries of one head that one task answers.
 const TASK: usize = 4 * PANEL;
 
-/// By what a query weighs a key.
-pub(crate) enum Weight<T> {
-    /// Σ a_p x^p.
-    Polynomial(Vec<T>),
-    /// exp(x).
-    Exponential,
+/// What queries see of the keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seen {
+    /// Query t sees keys 0 … t.
+    Causal,
+    /// Query t sees keys 0 … t + this, all near.
+    Offset(usize),
+    /// All.
+    Full,
 }
 
-/// A direct form: sizes and weights.
-pub(crate) struct Weighing<T: 'static> {
-    pub kernels: &'static Kernels<T>,
-    pub d_key: usize,
-    pub d_value: usize,
-    pub scale: T,
-    pub weight: Weight<T>,
-    /// Query t sees the keys up to t and this many more; `None`: all.
-    pub causal: Option<usize>,
+/// Answers all pieces.
+pub(crate) fn direct<E: Element>(
+    method: &Method<E::Compute>,
+    pieces: &[Piece<'_, E>],
+    rows: &Rows<'_, E>,
+    shape: Shape,
+    seen: Seen,
+) -> Tally {
+    pieces.iter().fold(Tally::default(), |total, piece| {
+        let empty = |head| (head, Window::default(), Sinks::default());
+        let mut heads: Vec<_> = (0..shape.kv_heads).map(empty).collect();
+        parallel::for_each(&mut heads, |(head, window, sinks)| {
+            let source = Source { method, piece, kv_head: *head, open: 0, raw: None, folded: 0 };
+            *window = Window::new(method, piece.keys);
+            window.load(source, 0..piece.keys);
+            if method.sinks > 0 {
+                let count = method.sinks.min(piece.keys);
+                let mut raw = Raw::new([method.d_key, method.d_value], count, method.fades);
+                source.keep_sinks(&mut raw, 0.0);
+                *sinks = Sinks::new(method, &raw, count);
+            }
+        });
+        let mut tasks: Vec<(usize, Range<usize>)> = (0..shape.kv_heads * shape.group)
+            .flat_map(|head| {
+                (0..piece.queries)
+                    .step_by(TASK)
+                    .map(move |first| (head, first..(first + TASK).min(piece.queries)))
+            })
+            .collect();
+        total.merged(parallel::map_reduce(
+            &mut tasks,
+            Tally::default(),
+            |(head, queries)| {
+                let (_, window, sinks) = &heads[*head / shape.group];
+                task(
+                    method,
+                    piece,
+                    rows,
+                    [*head, *head / shape.group],
+                    queries.clone(),
+                    window,
+                    sinks,
+                    seen,
+                )
+            },
+            Tally::merged,
+        ))
+    })
 }
 
-impl<T: Real> Weighing<T> {
-    pub(super) fn of<E: Element<Compute = T>>(plan: &Plan, causal: bool) -> Self {
-        Weighing {
-            kernels: plan.kernels::<E>(),
-            d_key: plan.spec().d_key(),
-            d_value: plan.spec().d_value(),
-            scale: T::from_f64(plan.spec().scale()),
-            weight: Weight::Polynomial(plan.coefficients()),
-            causal: causal.then_some(0),
-        }
+#[allow(clippy::too_many_arguments)]
+fn task<E: Element>(
+    method: &Method<E::Compute>,
+    piece: &Piece<'_, E>,
+    rows: &Rows<'_, E>,
+    [query_head, kv_head]: [usize; 2],
+    queries: Range<usize>,
+    window: &Window<E::Compute>,
+    sinks: &Sinks<E::Compute>,
+    seen: Seen,
+) -> Tally {
+    let nothing = Mark::default();
+    let standing = match seen {
+        Seen::Causal => Standing::causal(method, window, sinks, &nothing, queries.clone(), 0, 0),
+        Seen::Offset(more) => Standing::offset(method, window, queries.start + more, queries.len()),
+        Seen::Full => Standing::full(method, window, sinks, &nothing, queries.len()),
+    };
+    let ld = stride(queries.len());
+    let mut x = Buffer::zeroed((method.d_key + 1) * ld);
+    let first = queries.start;
+    let count = method.load_queries(piece, query_head, queries, &standing, &mut x, ld);
+    let mut num = Buffer::zeroed(method.planes() * count * method.padded);
+    let mut den = Buffer::zeroed(method.planes() * count);
+    let mut tally = Tally::default();
+    let mut local = Local {
+        window,
+        sinks,
+        // Moments are of the logits themselves.
+        reach: 0.0,
+        standing: &standing,
+        queries: Tokens { x: &x, ld, count },
+        query_head,
+        kv_head,
+        num: &mut num,
+        den: &mut den,
+        scratch: &mut Scratch::direct(),
+    };
+    method.weigh(&mut local, &mut tally);
+    // SAFETY: tasks answer disjoint queries.
+    unsafe {
+        finish(method, rows, piece, [query_head, first], &den[..standing.len()], &num, &mut tally);
     }
+    tally
+}
 
-    fn padded(&self) -> usize {
-        self.d_value.next_multiple_of(self.kernels.lanes)
-    }
-
-    /// Answers all pieces.
-    pub(crate) fn run<E: Element<Compute = T>>(
-        &self,
-        pieces: &[Piece<'_, E>],
-        rows: &Rows<'_, E>,
-        shape: Shape,
-    ) -> Diagnostics {
-        pieces.iter().fold(Diagnostics::default(), |total, piece| {
-            let mut loaded: Vec<Loaded<T>> =
-                (0..shape.kv_heads).map(|_| Loaded::default()).collect();
-            let mut heads: Vec<_> = loaded.iter_mut().enumerate().collect();
-            parallel::for_each(&mut heads, |(head, one)| one.load(self, piece, *head));
-            let mut tasks: Vec<(usize, Range<usize>)> = (0..shape.kv_heads * shape.group)
-                .flat_map(|head| {
-                    (0..piece.queries)
-                        .step_by(TASK)
-                        .map(move |first| (head, first..(first + TASK).min(piece.queries)))
-                })
-                .collect();
-            total.merged(parallel::map_reduce(
-                &mut tasks,
-                Diagnostics::default(),
-                |(head, queries)| {
-                    self.task(piece, rows, *head, queries.clone(), &loaded[*head / shape.group])
-                },
-                Diagnostics::merged,
-            ))
-        })
-    }
-
-    fn task<E: Element<Compute = T>>(
-        &self,
-        piece: &Piece<'_, E>,
-        rows: &Rows<'_, E>,
-        head: usize,
-        queries: Range<usize>,
-        from: &Loaded<T>,
-    ) -> Diagnostics {
-        let (d_key, padded) = (self.d_key, self.padded());
-        let ld = stride(queries.len());
-        let mut x = Buffer::zeroed((d_key + 1) * ld);
-        let count = load::queries(piece, head, queries.clone(), self.scale, &mut x, ld);
-        let mut num = Buffer::zeroed(count * padded);
-        let mut den = Buffer::zeroed(count);
-        let mut max = Buffer::zeroed(count);
-        max.fill(T::LOWEST);
-        let (kernel, coefficients) = match &self.weight {
-            Weight::Polynomial(coefficients) => (self.kernels.polynomial, &coefficients[..]),
-            Weight::Exponential => (self.kernels.exponential, &[][..]),
-        };
-        let seen = self.causal.map_or(piece.keys, |more| piece.keys.min(queries.end + more));
-        let mut call = Direct {
+impl<T: Real> Method<T> {
+    /// Softmax: all is near.
+    pub(crate) fn softmax(
+        kernels: &'static crate::arch::Kernels<T>,
+        [d_key, d_value]: [usize; 2],
+        scale: f64,
+    ) -> Self {
+        Method {
+            kernels,
             d_key,
-            queries: Tokens { x: &x, ld, count },
-            keys: Tokens { x: &from.keys, ld: from.ld, count: seen.next_multiple_of(TOKENS) },
-            values: &from.values,
-            padded,
-            diagonal: self.causal.map(|more| (queries.start + more) as isize),
-            coefficients,
-            num: &mut num,
-            den: &mut den,
-            max: &mut max,
-            scratch: &mut Scratch::direct(),
-        };
-        // SAFETY: kernels are only handed out for instruction sets that are there; tasks answer
-        // disjoint queries.
-        unsafe {
-            kernel(&mut call);
-            finish(rows, piece, head, queries.start, &den[..queries.len()], &num, padded)
+            d_value,
+            padded: d_value.next_multiple_of(kernels.lanes),
+            scale: T::from_f64(scale),
+            near: crate::Near::Blocks(usize::MAX),
+            block: 1,
+            sinks: 0,
+            fades: false,
+            rule: crate::series::Rule::Fixed(vec![]),
+            orders: vec![],
+            coefficients: vec![],
+            planes_of: vec![],
+            terms: 0,
+            noise: crate::series::Noise { relative: 0.0, absolute: 0.0, reach: 0.0 },
+            diagnose: false,
+            centre: None,
         }
-    }
-}
-
-/// Keys and values of one head, in the kernels' layout.
-#[derive(Default)]
-struct Loaded<T> {
-    keys: Buffer<T>,
-    ld: usize,
-    values: Buffer<T>,
-}
-
-impl<T: Real> Loaded<T> {
-    fn load<E: Element<Compute = T>>(
-        &mut self,
-        by: &Weighing<T>,
-        piece: &Piece<'_, E>,
-        head: usize,
-    ) {
-        self.ld = stride(piece.keys);
-        self.keys = Buffer::zeroed((by.d_key + 1) * self.ld);
-        self.values = Buffer::zeroed(self.ld * by.padded());
-        load::keys(piece, head, 0..piece.keys, &mut self.keys, self.ld, 0);
-        load::values(piece, head, 0..piece.keys, &mut self.values, by.padded(), 0);
     }
 }

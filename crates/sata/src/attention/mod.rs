@@ -1,18 +1,27 @@
 //! Running a plan: checks first, then the state form, the direct form, or one step.
 
+mod backward;
 mod call;
 mod direct;
 mod load;
+mod local;
+mod method;
+mod standing;
 mod step;
 mod stream;
+mod tally;
+mod window;
 
+pub use backward::Gradients;
 pub use call::Call;
 pub(crate) use call::Shape;
-pub(crate) use direct::{Weighing, Weight};
+pub(crate) use direct::{Seen, direct};
+pub(crate) use method::Method;
 
 use crate::plan::{Form, Sizes};
 use crate::view::Rows;
-use crate::{Diagnostics, Element, Error, Plan, State, View, ViewMut, parallel};
+use crate::{Decay, Diagnostics, Element, Error, Plan, Real, State, View, ViewMut, parallel};
+use tally::Tally;
 
 /// One sequence's share of a call.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +41,62 @@ pub(crate) struct Piece<'a, E> {
     pub q: View<'a, E>,
     pub k: View<'a, E>,
     pub v: View<'a, E>,
+    /// `[kv_heads]`.
+    pub slopes: Option<&'a [f64]>,
+    /// Shaped like k, with one channel.
+    pub log_gates: Option<View<'a, f32>>,
+}
+
+/// Below this a gate's logarithm is as good as −∞: no logit makes up for it. Sums of it keep their
+/// digits.
+const LOWEST_GATE: f64 = -1e5;
+
+impl<E: Element> Piece<'_, E> {
+    /// The logarithm of what the past of a head fades by at key `token`.
+    fn fading(&self, kv_head: usize, token: usize) -> f64 {
+        if let Some(gates) = &self.log_gates {
+            let gate = gates.row(self.k_batch, kv_head, self.k_first + token)[0];
+            return f64::from(gate).max(LOWEST_GATE);
+        }
+        self.slopes.map_or(0.0, |slopes| (-slopes[kv_head]).max(LOWEST_GATE))
+    }
+
+    /// The largest |k|² of a head's keys, less a centre.
+    fn reach(&self, kv_head: usize, centre: Option<&[f64]>) -> f64 {
+        (0..self.keys)
+            .filter(|&t| self.mask.is_none_or(|mask| mask[t]))
+            .map(|t| {
+                let row = self.k.row(self.k_batch, kv_head, self.k_first + t);
+                match centre {
+                    None => square(row),
+                    Some(centre) => {
+                        let less = row.iter().zip(centre).map(|(k, c)| k.to_compute().to_f64() - c);
+                        less.map(|k| k * k).sum()
+                    }
+                }
+            })
+            .fold(0.0, f64::max)
+    }
+
+    /// The largest |q|² of a head's queries.
+    fn query_reach(&self, head: usize) -> f64 {
+        (0..self.queries)
+            .map(|t| square(self.q.row(self.q_batch, head, self.q_first + t)))
+            .fold(0.0, f64::max)
+    }
+}
+
+fn square<E: Element>(row: &[E]) -> f64 {
+    // Several sums at once: one alone would wait for every addition.
+    const LANES: usize = 8;
+    let mut sums = [E::Compute::ZERO; LANES];
+    for part in row.chunks(LANES) {
+        for (sum, &x) in sums.iter_mut().zip(part) {
+            let x = x.to_compute();
+            *sum += x * x;
+        }
+    }
+    sums.into_iter().fold(E::Compute::ZERO, |a, b| a + b).to_f64()
 }
 
 impl Plan {
@@ -46,9 +111,8 @@ impl Plan {
         mut out: ViewMut<'_, E>,
     ) -> Result<Diagnostics, Error> {
         let shape = call.check(self, out.shape())?;
-        let strict = call.strict;
-        let causal = call.causal;
-        let state = call.state.take();
+        let Call { strict, causal, diagnose, .. } = call;
+        let mut state = call.state.take();
         let pieces = call.pieces();
         let rows = out.rows();
         let (units, queries, keys) = (
@@ -65,26 +129,43 @@ impl Plan {
             state: state.is_some(),
             threads: parallel::threads(),
         };
-        let diagnostics = match state {
+        let centre = state.as_ref().and_then(|state| state.centre.clone());
+        let method = Method::of::<E>(self, centre, diagnose);
+        let mut reaches = vec![];
+        let tally = match &mut state {
             Some(state) if causal && pieces.iter().all(|piece| piece.queries == 1) => {
-                step::steps(self, &pieces, &rows, shape.group, state)
+                step::steps(&method, &pieces, &rows, shape.group, state)
             }
-            Some(state) => stream::stream(self, &pieces, &rows, sizes, causal, state)?,
+            Some(state) => stream::stream(self, &method, &pieces, &rows, sizes, causal, state)?,
             None => match self.choose::<E>(sizes).form {
-                Form::Direct => direct::Weighing::of::<E>(self, causal).run(&pieces, &rows, shape),
+                Form::Direct => {
+                    let seen = if causal { Seen::Causal } else { Seen::Full };
+                    direct(&method, &pieces, &rows, shape, seen)
+                }
                 Form::State => {
-                    let mut state = State::new(self, pieces.len(), shape.kv_heads)?;
-                    stream::stream(
-                        self,
-                        &pieces,
-                        &rows,
-                        Sizes { state: false, ..sizes },
-                        causal,
-                        &mut state,
-                    )?
+                    let mut state = State::temporary(self, pieces.len(), shape.kv_heads, keys)?;
+                    stream::stream(self, &method, &pieces, &rows, sizes, causal, &mut state)?
                 }
             },
         };
+        let mut diagnostics = tally.found.clone();
+        if diagnose {
+            for kv_head in 0..shape.kv_heads {
+                let centre = method.key_centre(kv_head);
+                let now = pieces.iter().map(|piece| piece.reach(kv_head, centre));
+                let before = state.iter().flat_map(|state| &state.sequences);
+                let before = before.map(|sequence| sequence.heads[kv_head].reach);
+                let reach = now.chain(before).fold(0.0, f64::max).sqrt();
+                let away = centre.map_or(0.0, |c| c.iter().map(|c| c * c).sum::<f64>().sqrt());
+                reaches.push(reach + away);
+            }
+            let reach = |head: usize| {
+                let queries = pieces.iter().map(|p| p.query_reach(head)).fold(0.0, f64::max);
+                self.spec().scale().abs() * queries.sqrt() * reaches[head / shape.group]
+            };
+            let heads = shape.kv_heads * shape.group;
+            diagnostics = tally.finish(heads, reach, self.spec().series(), self.spec().terms());
+        }
         if strict && !diagnostics.is_clean() {
             return Err(Error::Denominators(diagnostics));
         }
@@ -93,6 +174,8 @@ impl Plan {
 
     /// One token of every sequence: q `[sequences, query_heads, 1, d_key]` and likewise k, v and
     /// `out`.
+    ///
+    /// For specs without decay; with one, [`Plan::run`] takes a [`Call`] that has it and a state.
     ///
     /// # Errors
     /// As for [`Plan::run`].
@@ -104,6 +187,7 @@ impl Plan {
         v: View<'_, E>,
         out: ViewMut<'_, E>,
     ) -> Result<Diagnostics, Error> {
+        self.no_decay()?;
         if q.shape()[2] != 1 {
             let expected = "a step takes 1 token of every sequence (extend takes any number)";
             return Err(Error::shape("q", &q.shape(), expected));
@@ -112,6 +196,7 @@ impl Plan {
     }
 
     /// Any number of tokens that follow the state's past; the same numbers as one call over all.
+    /// For specs without decay, as [`Plan::step`].
     ///
     /// # Errors
     /// As for [`Plan::run`].
@@ -123,30 +208,53 @@ impl Plan {
         v: View<'_, E>,
         out: ViewMut<'_, E>,
     ) -> Result<Diagnostics, Error> {
+        self.no_decay()?;
         self.run(Call::causal(q, k, v).state(state), out)
+    }
+
+    /// What is given no decays cannot go on with a past that fades.
+    fn no_decay(&self) -> Result<(), Error> {
+        let argument = match self.spec().decay() {
+            Decay::None => return Ok(()),
+            Decay::Slopes => "slopes",
+            Decay::Gates => "log_gates",
+        };
+        let expected = "the spec has a decay: use Plan::run with a Call that is given them";
+        Err(Error::shape(argument, &[], expected))
     }
 }
 
-/// Writes `num / den` of `tokens` queries as output rows, and counts their denominators.
+/// Writes `num / den` of queries as output rows, `place` their head and the first of them, and
+/// counts their denominators.
 ///
 /// # Safety
 /// No other thread writes the same rows.
-pub(crate) unsafe fn finish<E: Element>(
+unsafe fn finish<E: Element>(
+    method: &Method<E::Compute>,
     rows: &Rows<'_, E>,
     piece: &Piece<'_, E>,
-    head: usize,
-    first: usize,
+    [head, first]: [usize; 2],
     den: &[E::Compute],
     num: &[E::Compute],
-    padded: usize,
-) -> Diagnostics {
-    let mut diagnostics = Diagnostics::default();
+    tally: &mut Tally,
+) {
+    let padded = method.padded;
+    let kv_heads = piece.k.shape()[1];
+    let centre = method.value_centre(head / (piece.q.shape()[1] / kv_heads));
     for (t, &den) in den.iter().enumerate() {
         let token = first + t;
         let place = [piece.q_batch, head, piece.q_first + token];
+        let row = &num[t * padded..(t + 1) * padded];
         // SAFETY: forwarded from the caller.
-        unsafe { rows.write(place, num[t * padded..(t + 1) * padded].iter().map(|&n| n / den)) };
-        diagnostics.count(crate::Real::to_f64(den), [piece.sequence, head, token]);
+        unsafe {
+            match centre {
+                None => rows.write(place, row.iter().map(|&n| n / den)),
+                Some(centre) => {
+                    let centre = centre.iter().map(|&c| E::Compute::from_f64(c));
+                    rows.write(place, row.iter().zip(centre).map(|(&n, c)| n / den + c));
+                }
+            }
+        }
+        tally.count(den.to_f64(), [piece.sequence, head, token], method.diagnose);
     }
-    diagnostics
 }

@@ -1,6 +1,10 @@
 //! The state: everything that the past is to the future, in a size that never changes.
 
+mod centre;
 mod file;
+mod head;
+mod mark;
+mod merge;
 mod sums;
 
 use std::sync::Arc;
@@ -8,18 +12,23 @@ use std::sync::Arc;
 use crate::basis::Basis;
 use crate::{Error, Plan, Real, Spec};
 
-pub(crate) use sums::{FoldWork, HeadState, Open, Sums, fold_tokens};
+pub use centre::Centre;
+pub(crate) use head::{HeadState, OneWork, Raw, capacity};
+pub(crate) use mark::{Mark, faded, running};
+pub(crate) use sums::{FoldWork, Sums};
 
 /// The past of some sequences of equal spec: per key/value head the far sums and the raw keys and
-/// values of the open block. Its size is fixed when it is made.
+/// values of the open blocks and sinks. Its size is fixed when it is made.
 ///
-/// Tokens wait in the open block, weighed one by one, until the block is full; then it is summed
-/// apart and *folded* into the far sums (with compensation in f32). Cloning forks the past.
+/// Tokens wait in the open blocks, weighed one by one, until their block is no longer near (with
+/// nothing near: until it is full); then it is summed apart and *folded* into the far sums (with
+/// compensation in f32). Cloning forks the past.
 #[derive(Clone, Debug)]
 pub struct State<T> {
     pub(crate) spec: Spec,
     pub(crate) basis: Arc<Basis>,
     pub(crate) kv_heads: usize,
+    pub(crate) centre: Option<Arc<Centre>>,
     pub(crate) sequences: Vec<Sequence<T>>,
 }
 
@@ -28,7 +37,7 @@ pub struct State<T> {
 pub(crate) struct Sequence<T> {
     /// Tokens seen.
     pub position: u64,
-    /// Tokens of the open block: seen, not yet folded.
+    /// Tokens of the open blocks: seen, not yet folded.
     pub open: usize,
     pub heads: Vec<HeadState<T>>,
 }
@@ -49,17 +58,75 @@ impl<T: Real> State<T> {
             ));
         }
         let spec = plan.spec();
-        let orders = spec.orders();
-        let features = crate::basis::features(spec.d_key(), &orders);
-        let bytes = bytes_needed::<T>(spec, sequences, kv_heads);
-        crate::memory::check(spec.d_key(), &orders, features, "the state", bytes)?;
-        Ok(Self::empty(spec.clone(), plan.basis()?, sequences, kv_heads))
+        Self::with_room(plan, sequences, kv_heads, [capacity(spec), spec.sinks()])
     }
 
-    fn empty(spec: Spec, basis: Arc<Basis>, sequences: usize, kv_heads: usize) -> Self {
-        let head = HeadState::new(&spec, &basis);
+    /// One that is dropped after a call over up to `keys` tokens: none of them wait in it.
+    pub(crate) fn temporary(
+        plan: &Plan,
+        sequences: usize,
+        kv_heads: usize,
+        keys: usize,
+    ) -> Result<Self, Error> {
+        Self::with_room(plan, sequences, kv_heads, [0, plan.spec().sinks().min(keys)])
+    }
+
+    fn with_room(
+        plan: &Plan,
+        sequences: usize,
+        kv_heads: usize,
+        room: [usize; 2],
+    ) -> Result<Self, Error> {
+        let spec = plan.spec();
+        let orders = spec.orders();
+        let features = crate::basis::features(spec.d_key(), &orders);
+        let bytes = bytes_needed::<T>(spec, sequences, kv_heads, room);
+        crate::memory::check(spec.d_key(), &orders, features, "the state", bytes)?;
+        Ok(Self::empty(spec.clone(), plan.basis()?, sequences, kv_heads, room))
+    }
+
+    /// An empty past that keeps keys and values less a constant vector per key/value head.
+    /// Answers are those of [`State::new`], to rounding; see [`Centre`].
+    ///
+    /// # Errors
+    /// As for [`State::new`]; [`Error::Shape`] when the centre has other sizes;
+    /// [`Error::Unsupported`] for series that keep some orders but not all below them.
+    pub fn centred(
+        plan: &Plan,
+        sequences: usize,
+        kv_heads: usize,
+        centre: Centre,
+    ) -> Result<Self, Error> {
+        let spec = plan.spec();
+        let (keys, values) = (centre.keys.len(), centre.values.len());
+        let fits = centre.kv_heads == kv_heads
+            && Some(keys) == kv_heads.checked_mul(spec.d_key())
+            && Some(values) == kv_heads.checked_mul(spec.d_value());
+        if !fits {
+            let expected = format!(
+                "the state has {kv_heads} key/value heads with keys of {} and values of {}",
+                spec.d_key(),
+                spec.d_value()
+            );
+            return Err(Error::shape("centre", &[centre.kv_heads, keys, values], expected));
+        }
+        check_centre(true, spec)?;
+        let mut state = Self::new(plan, sequences, kv_heads)?;
+        state.centre = Some(Arc::new(centre));
+        Ok(state)
+    }
+
+    /// With room for so many open tokens and sinks.
+    fn empty(
+        spec: Spec,
+        basis: Arc<Basis>,
+        sequences: usize,
+        kv_heads: usize,
+        room: [usize; 2],
+    ) -> Self {
+        let head = HeadState::new(&spec, &basis, room);
         let sequence = Sequence { position: 0, open: 0, heads: vec![head; kv_heads] };
-        State { spec, basis, kv_heads, sequences: vec![sequence; sequences] }
+        State { spec, basis, kv_heads, centre: None, sequences: vec![sequence; sequences] }
     }
 
     /// The spec it was made for.
@@ -82,7 +149,12 @@ impl<T: Real> State<T> {
         self.sequences.get(sequence).map_or(0, |s| s.position)
     }
 
-    /// Bytes of all its numbers: far sums, compensation, open blocks.
+    /// What is taken off its keys and values, if anything.
+    pub fn centre(&self) -> Option<&Centre> {
+        self.centre.as_deref()
+    }
+
+    /// Bytes of all its numbers: far sums, compensation, open blocks, sinks.
     pub fn bytes(&self) -> usize {
         self.sequences.iter().flat_map(|s| &s.heads).map(HeadState::bytes).sum()
     }
@@ -101,39 +173,6 @@ impl<T: Real> State<T> {
         }
     }
 
-    /// Appends the past of `next`, a state of the stretch of tokens that follows this one's, made
-    /// on its own. Merging is associative: (a b) c = a (b c), to rounding.
-    ///
-    /// # Errors
-    /// [`Error::State`] when the two differ in spec, sequences or heads, or are too long together
-    /// to be counted; nothing changes then.
-    pub fn merge(&mut self, next: &Self) -> Result<(), Error> {
-        self.check_kin(next)?;
-        for (mine, other) in self.sequences.iter().zip(&next.sequences) {
-            let sum = mine.position.checked_add(other.position);
-            if sum.is_none_or(|sum| sum > MAX_POSITION) {
-                return Err(Error::State {
-                    field: "position",
-                    state: mine.position.to_string(),
-                    call: other.position.to_string(),
-                });
-            }
-        }
-        let kernels = T::kernels(crate::Level::detect()?, self.spec.d_value(), false);
-        let mut work = sums::FoldWork::new(&self.basis, self.spec.d_value(), kernels);
-        for (mine, other) in self.sequences.iter_mut().zip(&next.sequences) {
-            for (head, next) in mine.heads.iter_mut().zip(&other.heads) {
-                // Tokens between two far stretches are far too; the later open block stays open.
-                head.fold_open(&self.basis, mine.open, &mut work);
-                head.sums.add(&next.sums);
-                head.open = next.open.clone();
-            }
-            mine.position += other.position;
-            mine.open = other.open;
-        }
-        Ok(())
-    }
-
     fn check_kin(&self, other: &Self) -> Result<(), Error> {
         let differs = |field, state: String, call: String| Err(Error::State { field, state, call });
         if self.sequences.len() != other.sequences.len() {
@@ -145,6 +184,13 @@ impl<T: Real> State<T> {
         }
         if self.kv_heads != other.kv_heads {
             return differs("kv_heads", self.kv_heads.to_string(), other.kv_heads.to_string());
+        }
+        if self.centre != other.centre {
+            let name = |centre: &Option<Arc<Centre>>| {
+                centre.as_ref().map_or("none", |_| "another").to_string()
+            };
+            let state = if self.centre.is_some() { "its own" } else { "none" };
+            return differs("centre", state.into(), name(&other.centre));
         }
         check_layout(&self.spec, &other.spec, true)
     }
@@ -165,8 +211,30 @@ impl<T: Real> State<T> {
         if self.kv_heads != kv_heads {
             return differs("kv_heads", self.kv_heads, kv_heads);
         }
-        check_layout(&self.spec, spec, false)
+        check_layout(&self.spec, spec, false)?;
+        check_centre(self.centre.is_some(), spec)
     }
+
+    /// Refuses `keys` more tokens than a sequence can count.
+    pub(crate) fn check_room(&self, sequence: usize, keys: usize) -> Result<(), Error> {
+        let position = self.position(sequence);
+        if u64::try_from(keys).is_ok_and(|keys| keys <= MAX_POSITION - position) {
+            return Ok(());
+        }
+        let (state, call) = (position.to_string(), format!("{keys} more tokens"));
+        Err(Error::State { field: "position", state, call })
+    }
+}
+
+/// Refuses series that keep some orders but not all below them, where keys have a centre: what it
+/// takes off a logit brings the lower orders in.
+pub(crate) fn check_centre(centred: bool, spec: &Spec) -> Result<(), Error> {
+    let orders = spec.orders();
+    if !centred || orders.iter().enumerate().all(|(i, &p)| i == p) {
+        return Ok(());
+    }
+    let what = format!("a centre for the orders {orders:?}, without all below them,");
+    Err(Error::Unsupported { what, by: "the CPU engine" })
 }
 
 /// Refuses a call whose sums would not be those of the state. A state serves every series whose
@@ -200,15 +268,24 @@ fn check_layout(state: &Spec, call: &Spec, same_orders: bool) -> Result<(), Erro
 /// Tokens that a sequence can count: what fits a signed number in every language that reads files.
 const MAX_POSITION: u64 = i64::MAX as u64;
 
-/// Bytes of a state before it is made.
-fn bytes_needed<T: Real>(spec: &Spec, sequences: usize, kv_heads: usize) -> u128 {
+/// Bytes of a state with room for so many open tokens and sinks, before it is made.
+fn bytes_needed<T: Real>(
+    spec: &Spec,
+    sequences: usize,
+    kv_heads: usize,
+    [open, sinks]: [usize; 2],
+) -> u128 {
     let (d_key, d_value) = (spec.d_key(), spec.d_value());
     let width = size_of::<T>();
     let far = crate::cost::state_bytes(d_key, d_value, &spec.orders(), width, T::COMPENSATED);
     let token = d_key as u128 + d_value as u128 + 1;
-    let open = (spec.block() as u128 + 16).saturating_mul(token).saturating_mul(width as u128);
+    let raw = (open as u128).saturating_add(sinks as u128 + 32);
+    // Each has a decay, and room for how far it has faded.
+    let open = raw.saturating_mul((token + 2).saturating_mul(width as u128) + 8);
     // Working memory of a step, and what alignment adds.
-    let rest = (token + spec.terms() as u128 + 512).saturating_mul(width as u128);
+    let planes = spec.orders().len() as u128;
+    let rest = token + planes.saturating_mul(spec.d_value() as u128 + 20);
+    let rest = (rest + spec.terms() as u128 + 512).saturating_mul(width as u128);
     far.saturating_add(open)
         .saturating_add(rest)
         .saturating_mul(sequences as u128)

@@ -1,13 +1,11 @@
-//! One head's past: far sums and the open block.
+//! Far sums of one head, and folding tokens into them.
 
-use crate::arch::{
-    Absorb, Buffer, DECODE_SCRATCH, Far, Kernels, PANEL, Scratch, TOKENS, Tokens, Values, prefetch,
-};
+use crate::Real;
+use crate::arch::{Absorb, Buffer, Far, Kernels, PANEL, Scratch, TOKENS, Tokens, Values};
 use crate::basis::{Basis, TILE, Tile};
-use crate::{Real, Spec};
 
 /// Elements readable beyond the end of sums, for loads of whole vectors.
-const SLACK: usize = 16;
+pub(super) const SLACK: usize = 16;
 
 /// Far sums of one head, Σ Φ(k) vᵀ and Σ Φ(k), in the order of the basis.
 #[derive(Clone, Debug)]
@@ -30,6 +28,22 @@ impl<T: Real> Sums<T> {
             z: Buffer::zeroed(features + SLACK),
             sums_low: Buffer::zeroed(low * d_value),
             z_low: Buffer::zeroed(low),
+        }
+    }
+
+    /// Multiplies by `factor`.
+    pub(crate) fn fade(&mut self, factor: T) {
+        if factor == T::ONE {
+            return;
+        }
+        for (x, low) in [(&mut self.sums, &mut self.sums_low), (&mut self.z, &mut self.z_low)] {
+            for (i, x) in x.iter_mut().enumerate() {
+                let product = *x * factor;
+                if let Some(low) = low.get_mut(i) {
+                    *low = *low * factor + x.lost(factor, product);
+                }
+                *x = product;
+            }
         }
     }
 
@@ -88,104 +102,12 @@ fn add_compensated<T: Real>(to: &mut [T], low: &mut [T], from: &[T], from_low: &
     }
 }
 
-/// Raw keys and values of the open block.
-#[derive(Clone, Debug)]
-pub(crate) struct Open<T> {
-    /// `[d_key + 1][ld]`, transposed; the last row holds the weights.
-    pub keys: Buffer<T>,
-    /// Tokens there is room for, a multiple of TOKENS.
-    pub ld: usize,
-    /// `[ld][d_value]` and slack.
-    pub values: Buffer<T>,
-}
-
-/// One head's past.
-#[derive(Clone, Debug)]
-pub(crate) struct HeadState<T> {
-    pub sums: Sums<T>,
-    pub open: Open<T>,
-    /// Working memory of a decode step: the kernels', then a query and a numerator with slack.
-    pub scratch: Vec<T>,
-}
-
-impl<T: Real> HeadState<T> {
-    pub(crate) fn new(spec: &Spec, basis: &Basis) -> Self {
-        let ld = spec.block().next_multiple_of(TOKENS);
-        HeadState {
-            sums: Sums::new(basis.len(), spec.d_value()),
-            open: Open {
-                keys: Buffer::zeroed((spec.d_key() + 1) * ld),
-                ld,
-                values: Buffer::zeroed(ld * spec.d_value() + SLACK),
-            },
-            scratch: vec![
-                T::ZERO;
-                DECODE_SCRATCH + spec.terms() + spec.d_key() + spec.d_value() + 3 * SLACK
-            ],
-        }
-    }
-
-    pub(crate) fn reset(&mut self) {
-        for buffer in [
-            &mut self.sums.sums,
-            &mut self.sums.z,
-            &mut self.sums.sums_low,
-            &mut self.sums.z_low,
-            &mut self.open.keys,
-            &mut self.open.values,
-        ] {
-            buffer.fill(T::ZERO);
-        }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.sums.bytes() + size_of::<T>() * (self.open.keys.len() + self.open.values.len())
-    }
-
-    /// Asks for what a step with `open` open tokens will read besides the sums, while another head
-    /// is at work.
-    pub(crate) fn prefetch_open(&self, open: usize) {
-        const LINE: usize = 64;
-        let line = LINE / size_of::<T>();
-        let ask = |x: &[T]| x.iter().step_by(line).take(64).for_each(|x| prefetch(x));
-        ask(&self.sums.z);
-        let rows = self.open.keys.len() / self.open.ld;
-        for row in 0..rows {
-            ask(&self.open.keys[row * self.open.ld..][..open.min(self.open.ld)]);
-        }
-        ask(&self.open.values[..open * (self.open.values.len() - SLACK) / self.open.ld]);
-    }
-
-    /// Folds the first `count` tokens, all that are open, into the far sums.
-    pub(crate) fn fold_open(&mut self, basis: &Basis, count: usize, work: &mut FoldWork<T>) {
-        let d_value = work.d_value;
-        let all = 0..basis.tiles().len();
-        let HeadState { sums, open, .. } = self;
-        let Some(mut far) = sums.split(basis, d_value, &[all]).pop() else {
-            return;
-        };
-        let padded = work.padded;
-        let tokens = count.next_multiple_of(TOKENS).min(open.ld);
-        let values = work.values.grown(tokens * padded);
-        values.fill(T::ZERO);
-        for t in 0..count {
-            values[t * padded..][..d_value].copy_from_slice(&open.values[t * d_value..][..d_value]);
-        }
-        fold_tokens(work, basis, 0..basis.tiles().len(), &open.keys, open.ld, tokens, &mut far);
-        // What was folded weighs nothing as an open token.
-        let weights = basis.d_key() * open.ld;
-        open.keys[weights..weights + open.ld].fill(T::ZERO);
-    }
-}
-
 /// Working memory for folding tokens into far sums.
 #[derive(Debug)]
 pub(crate) struct FoldWork<T: 'static> {
     pub kernels: &'static Kernels<T>,
     pub d_value: usize,
     pub padded: usize,
-    /// `[tokens][padded]`.
-    pub values: Buffer<T>,
     /// What the kernels make of each panel's values.
     pub prepared: Buffer<T>,
     /// `[TILE][padded]`, a chunk's sums.
@@ -202,7 +124,6 @@ impl<T: Real> FoldWork<T> {
             kernels,
             d_value,
             padded,
-            values: Buffer::zeroed(0),
             prepared: Buffer::zeroed(0),
             sums: Buffer::zeroed(TILE * padded),
             z: Buffer::zeroed(TILE * TOKENS),
@@ -211,7 +132,7 @@ impl<T: Real> FoldWork<T> {
     }
 
     /// Prepares `values` (`tokens` rows) for absorbing.
-    pub(crate) fn prepare(&mut self, tokens: usize) {
+    pub(crate) fn prepare(&mut self, values: &[T], tokens: usize) {
         let each = (self.kernels.prepared_len)(self.padded);
         if each == 0 {
             return;
@@ -220,20 +141,21 @@ impl<T: Real> FoldWork<T> {
         for (panel, out) in prepared.chunks_mut(each).enumerate() {
             let first = panel * PANEL;
             let count = PANEL.min(tokens - first);
-            let rows = &self.values[first * self.padded..(first + count) * self.padded];
+            let rows = &values[first * self.padded..(first + count) * self.padded];
             // SAFETY: kernels are only handed out for instruction sets that are there.
             unsafe { (self.kernels.prepare)(rows, count, self.padded, out) };
         }
     }
 
-    /// Sums `tokens` tokens of each tile apart, then adds them to the tiles' far sums.
+    /// Sums the tokens of each tile apart, then adds them to the tiles' far sums, of which `factor`
+    /// is left. Their values have been prepared.
     pub(crate) fn fold_tiles(
         &mut self,
         basis: &Basis,
         tiles: &[Tile],
-        x: &[T],
-        ld: usize,
-        tokens: usize,
+        from: Tokens<'_, T>,
+        values: &[T],
+        factor: T,
         far: &mut Far<'_, T>,
     ) {
         for tile in tiles {
@@ -245,8 +167,8 @@ impl<T: Real> FoldWork<T> {
             let mut call = Absorb {
                 basis,
                 tile,
-                tokens: Tokens { x, ld, count: tokens },
-                values: Values { rows: &self.values, prepared: &self.prepared },
+                tokens: from,
+                values: Values { rows: values, prepared: &self.prepared },
                 padded: self.padded,
                 sums: &mut self.sums,
                 z: &mut self.z,
@@ -256,23 +178,8 @@ impl<T: Real> FoldWork<T> {
             // SAFETY: kernels are only handed out for instruction sets that are there.
             unsafe {
                 (self.kernels.absorb)(&mut call);
-                (self.kernels.fold)(&self.sums, &self.z, tile.len, self.d_value, &mut part);
+                (self.kernels.fold)(&self.sums, &self.z, tile.len, self.d_value, factor, &mut part);
             }
         }
     }
-}
-
-/// Folds `tokens` tokens whose values lie in `work` into the far sums of some tiles, which `far`
-/// holds.
-pub(crate) fn fold_tokens<T: Real>(
-    work: &mut FoldWork<T>,
-    basis: &Basis,
-    tiles: std::ops::Range<usize>,
-    x: &[T],
-    ld: usize,
-    tokens: usize,
-    far: &mut Far<'_, T>,
-) {
-    work.prepare(tokens);
-    work.fold_tiles(basis, &basis.tiles()[tiles], x, ld, tokens, far);
 }

@@ -1,6 +1,17 @@
 //! Fresh random inputs, the oracle's answer to them, and a comparison that names the worst.
 #![allow(dead_code)]
 
+pub mod calls;
+pub mod case;
+pub mod check;
+mod fade;
+pub mod packed;
+pub mod settings;
+pub mod states;
+pub mod truth;
+
+pub use fade::Fade;
+
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use rand::rngs::StdRng;
@@ -64,6 +75,7 @@ impl Sizes {
 }
 
 /// Random q, k, v of some sizes.
+#[derive(Clone)]
 pub struct Inputs<E> {
     pub sizes: Sizes,
     pub q: Vec<E>,
@@ -90,6 +102,30 @@ impl<E: Element> Inputs<E> {
         let keys = self.sizes.keys;
         self.mask = Some((0..n).map(|i| i % keys == 0 || rng.random_bool(0.67)).collect());
         self
+    }
+
+    /// Keys times `gain`, and so the logits.
+    pub fn gain(mut self, gain: f64) -> Self {
+        for k in &mut self.k {
+            *k = E::from_compute(E::Compute::from_f64(k.to_compute().to_f64() * gain));
+        }
+        self
+    }
+
+    /// The same numbers in another type.
+    pub fn to<F: Element>(&self) -> Inputs<F> {
+        let cast = |x: &[E]| -> Vec<F> {
+            x.iter()
+                .map(|x| F::from_compute(F::Compute::from_f64(x.to_compute().to_f64())))
+                .collect()
+        };
+        Inputs {
+            sizes: self.sizes,
+            q: cast(&self.q),
+            k: cast(&self.k),
+            v: cast(&self.v),
+            mask: self.mask.clone(),
+        }
     }
 
     pub fn q(&self) -> View<'_, E> {

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use super::absorb::{REGISTER, SHAPES, STEP, prepare, prepared_len};
 use super::tiles::Tiles;
 use super::vectors::{INFLATE, LANES, pair, rounded, transpose};
-use crate::arch::kernels::{Direct, PANEL, TOKENS};
+use crate::arch::kernels::{Coefficients, Direct, PANEL, TOKENS};
 use crate::basis::TILE;
 
 /// Queries that share one look at the keys.
@@ -44,8 +44,14 @@ struct Room {
 
 /// Whether [`polynomial`] has room for these sizes.
 pub(super) fn fits(a: &Direct<'_, f32>) -> bool {
+    let terms = match a.coefficients {
+        Coefficients::Same(a) => a.len(),
+        Coefficients::Each { .. } => 0,
+    };
     (1..=CHANNELS).contains(&a.d_key)
-        && (1..=TERMS).contains(&a.coefficients.len())
+        && (1..=TERMS).contains(&terms)
+        && a.sight.from.is_empty()
+        && a.fading.is_none()
         && a.padded <= COLUMNS
         && a.padded.is_multiple_of(LANES)
 }
@@ -85,9 +91,9 @@ pub(super) unsafe fn polynomial(t: &mut impl Tiles, a: &mut Direct<'_, f32>) {
                 split_queries(a, start + at, pairs, depth, queries.add(at * depth));
             }
             for first in (0..nk).step_by(TILE) {
-                // Where the first key of the tile lies on the diagonal, counted from `start`.
-                let diagonal = a.diagonal.map(|d| d + start as isize - first as isize);
-                let unseen = diagonal.map_or(0, |d| (-d).clamp(0, width as isize) as usize);
+                // How far queries see, none where all see all.
+                let to = a.sight.to.get(start..start + width).unwrap_or_default();
+                let unseen = to.partition_point(|&to| to as usize <= first);
                 // Groups of sixteen queries, at least one of which sees a key.
                 let groups = unseen / LANES..width / LANES;
                 if groups.is_empty() || unseen == width {
@@ -117,8 +123,8 @@ pub(super) unsafe fn polynomial(t: &mut impl Tiles, a: &mut Direct<'_, f32>) {
                     if g + 1 < groups.end {
                         group(g + 1).multiply_keys(t);
                     }
-                    let last = diagonal.map_or(isize::MAX, |d| d + (g * LANES) as isize);
-                    weigh.weigh(&group(g), last);
+                    let to = to.get(g * LANES..(g + 1) * LANES).unwrap_or_default();
+                    weigh.weigh(&group(g), to, first);
                     if g > groups.start {
                         group(g - 1).multiply_values(t);
                     }
@@ -219,16 +225,17 @@ impl Weigh {
             is_full &= _mm512_cmpneq_ps_mask(*weight, _mm512_set1_ps(1.0)) == 0;
         }
         let mut coefficients = [0.0; TERMS];
-        for (to, &from) in coefficients.iter_mut().zip(a.coefficients) {
+        let (Coefficients::Same(from) | Coefficients::Each { rows: from, .. }) = a.coefficients;
+        for (to, &from) in coefficients.iter_mut().zip(from) {
             *to = from * INFLATE;
         }
-        Weigh { coefficients, terms: a.coefficients.len(), weights, is_full }
+        Weigh { coefficients, terms: from.len(), weights, is_full }
     }
 
-    /// Query i of the group sees keys up to `last + i`.
+    /// Query i of the group sees the tile's keys, which begin with `first`, before `to[i]`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-    unsafe fn weigh(&self, group: &Group, last: isize) {
+    unsafe fn weigh(&self, group: &Group, to: &[u32], first: usize) {
         let (below, top) = self.coefficients[..self.terms].split_at(self.terms - 1);
         for i in 0..LANES {
             // SAFETY: forwarded: both have sixteen rows.
@@ -249,9 +256,10 @@ impl Weigh {
                         *w = _mm512_mul_ps(*w, weight);
                     }
                 }
-                let last = last.saturating_add(i as isize);
-                if last < TILE as isize - 1 {
-                    hide(&mut w, last);
+                if let Some(&to) = to.get(i)
+                    && (to as usize) < first + TILE
+                {
+                    hide(&mut w, (to as usize).saturating_sub(first) as u32);
                 }
                 let to = group.weights.add(i * ROW);
                 for step in 0..TILE / STEP {
@@ -263,11 +271,10 @@ impl Weigh {
     }
 }
 
-/// Takes the weights of keys after `last` away.
+/// Takes the weights of all but the first `seen` keys away.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-fn hide(w: &mut [__m512; TILE / LANES], last: isize) {
-    let seen = (last + 1).clamp(0, TILE as isize) as u32;
+fn hide(w: &mut [__m512; TILE / LANES], seen: u32) {
     let mask = 1_u64.checked_shl(seen).unwrap_or(0).wrapping_sub(1);
     for (n, w) in w.iter_mut().enumerate() {
         *w = _mm512_maskz_mov_ps((mask >> (n * LANES)) as u16, *w);

@@ -11,15 +11,19 @@ mod decode;
 mod direct;
 mod features;
 mod gemm;
+mod pairs;
 mod sums;
 
 /// The kernels over any [`Vector`](super::vector::Vector).
 pub(super) mod vector_kernels {
     pub(in crate::arch) use super::cache::cache_one;
     pub(in crate::arch) use super::decode::{read_one, weigh_one};
-    pub(in crate::arch) use super::direct::{exponential, polynomial};
+    pub(in crate::arch) use super::direct::{exponential, moments, polynomial};
+    pub(in crate::arch) use super::pairs::pairs;
     pub(in crate::arch) use super::sums::{absorb, fold, pack, read};
 }
+
+pub(crate) use pairs::{By, FromSums, Pairs, PairsWork, QUERIES, Stretch, Weighed};
 
 use crate::Real;
 use crate::basis::{Basis, Tile};
@@ -158,6 +162,36 @@ impl<T> Far<'_, T> {
     }
 }
 
+/// Which keys each query sees: `from[t] ≤ s < to[t]`, both ascending with t. Empty: from the first,
+/// up to the last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sight<'a> {
+    pub from: &'a [u32],
+    pub to: &'a [u32],
+}
+
+/// Logarithms of decays, each as a sum of a large and a small number: a weight carries
+/// exp(queries[t] − keys[s]).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fading<'a, T> {
+    pub queries: [&'a [T]; 2],
+    pub keys: [&'a [T]; 2],
+}
+
+/// Coefficients of a polynomial by order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Coefficients<'a, T> {
+    /// `[P]`, the same for every query.
+    Same(&'a [T]),
+    /// `[P][ld]`, a column per query.
+    Each { rows: &'a [T], ld: usize },
+}
+
+impl<T> Coefficients<'_, T> {
+    /// None, for what is weighed by exp.
+    pub(crate) const NONE: Self = Coefficients::Same(&[]);
+}
+
 /// Weights of queries over keys, by the polynomial or by exp: `num[t] += Σ_s w_ts v_s`,
 /// `den[t] += Σ_s w_ts`.
 pub(crate) struct Direct<'a, T> {
@@ -168,16 +202,32 @@ pub(crate) struct Direct<'a, T> {
     /// `[keys][padded]`.
     pub values: &'a [T],
     pub padded: usize,
-    /// Key s is seen by query t when s ≤ t + `diagonal`; `None`: by every query.
-    pub diagonal: Option<isize>,
-    /// a_0 … a_{P−1}; unused by exp.
-    pub coefficients: &'a [T],
+    pub sight: Sight<'a>,
+    pub fading: Option<Fading<'a, T>>,
+    /// Unused by exp.
+    pub coefficients: Coefficients<'a, T>,
     /// `[tokens][padded]`.
     pub num: &'a mut [T],
     /// `[tokens]`.
     pub den: &'a mut [T],
-    /// `[tokens]`, largest logit so far; unused by the polynomial.
+    /// `[tokens]`, largest logit so far, to which num and den are relative; used by exp alone.
     pub max: &'a mut [T],
+    pub scratch: &'a mut Scratch<T>,
+}
+
+/// Moments of queries' logits over keys: `sums[i][t] += Σ_s w_s exp(g_t − g_s) x_ts^p` for
+/// p = `orders[i]`.
+pub(crate) struct Moments<'a, T> {
+    pub d_key: usize,
+    pub queries: Tokens<'a, T>,
+    pub keys: Tokens<'a, T>,
+    pub sight: Sight<'a>,
+    pub fading: Option<Fading<'a, T>>,
+    /// Ascending.
+    pub orders: &'a [usize],
+    /// `[orders][ld]`.
+    pub sums: &'a mut [T],
+    pub ld: usize,
     pub scratch: &'a mut Scratch<T>,
 }
 
@@ -194,16 +244,30 @@ pub(crate) struct ReadOne<'a, T> {
     /// Where, in bytes from what is read, lies what will be read soon: keeps memory busy while
     /// features are made.
     pub ahead: isize,
-    /// a_p by order.
+    /// a_p by order; orders of coefficient 0 are not read.
     pub coefficients: &'a [T],
-    /// `[padded]`.
+    /// Which plane of `num` and element of `den` an order is added to; empty: all to the first.
+    pub planes: &'a [usize],
+    /// `[planes][padded]`.
     pub num: &'a mut [T],
-    pub den: &'a mut T,
+    /// `[planes]`.
+    pub den: &'a mut [T],
     /// [`DECODE_SCRATCH`] elements and one per order.
     pub scratch: &'a mut [T],
 }
 
-/// One query reads the raw keys and values of an open block.
+/// By what one query weighs raw keys.
+pub(crate) enum How<'a, T> {
+    /// Σ a_p x^p, times the keys' weights.
+    Polynomial(&'a [T]),
+    /// exp(x − max), with what was summed before rescaled to the new maximum; keys of weight 0 are
+    /// left out.
+    Exponential(&'a mut T),
+    /// By nothing: `den[i]` takes the sum of x^p, p = `orders[i]`, over the keys' weights.
+    Moments(&'a [usize]),
+}
+
+/// One query reads raw keys and values.
 pub(crate) struct WeighOne<'a, T> {
     pub query: &'a [T],
     /// `[d_key + 1][ld]`, transposed, with weights.
@@ -211,13 +275,16 @@ pub(crate) struct WeighOne<'a, T> {
     pub ld: usize,
     /// Keys, at most `ld`; those beyond it up to a whole vector have weight 0.
     pub count: usize,
+    /// Logarithms of decays, `[ld]`, or empty.
+    pub fading: &'a [T],
     /// `[ld][d_value]`, readable one vector beyond.
     pub values: &'a [T],
     pub d_value: usize,
-    pub coefficients: &'a [T],
+    pub how: How<'a, T>,
     /// `[padded]`.
     pub num: &'a mut [T],
-    pub den: &'a mut T,
+    /// `[1]`, or one per order of the moments.
+    pub den: &'a mut [T],
     /// [`DECODE_SCRATCH`] elements and one per order.
     pub scratch: &'a mut [T],
 }

@@ -240,8 +240,9 @@ pub(in crate::arch) unsafe fn pack<V: Vector>(
     }
 }
 
-/// Adds a chunk's sums of one tile to the far sums, keeping what rounding would lose (Knuth's
-/// TwoSum, so that it holds whichever of the two is larger).
+/// Multiplies the far sums of one tile by `factor` and adds a chunk's sums to them, keeping what
+/// rounding would lose (Knuth's TwoSum, so that it holds whichever of the two is larger; the
+/// product's own rounding error by a fused multiplication).
 ///
 /// # Safety
 /// The machine has the instructions of V and G.
@@ -251,6 +252,7 @@ pub(in crate::arch) unsafe fn fold<V, G>(
     z: &[V::Elem],
     len: usize,
     d_value: usize,
+    factor: V::Elem,
     far: &mut Far<'_, V::Elem>,
 ) where
     V: Vector,
@@ -264,38 +266,56 @@ pub(in crate::arch) unsafe fn fold<V, G>(
     // SAFETY: the lengths were checked just now, and z has TOKENS ≥ LANES elements per feature.
     unsafe {
         if padded == d_value {
-            add_all::<V>(&sums[..len * d_value], far.sums, far.sums_low);
+            add_all::<V>(&sums[..len * d_value], factor, far.sums, far.sums_low);
         } else {
             for f in 0..len {
                 let row = f * d_value..(f + 1) * d_value;
                 let low = if compensated { &mut far.sums_low[row.clone()] } else { &mut [][..] };
-                add_all::<V>(&sums[f * padded..][..d_value], &mut far.sums[row], low);
+                add_all::<V>(&sums[f * padded..][..d_value], factor, &mut far.sums[row], low);
             }
         }
         let mut totals = [<V::Elem as crate::Real>::ZERO; TILE];
         for (f, total) in totals[..len].iter_mut().enumerate() {
             *total = G::load(z.as_ptr().add(f * TOKENS)).sum();
         }
-        add_all::<V>(&totals[..len], far.z, far.z_low);
+        add_all::<V>(&totals[..len], factor, far.z, far.z_low);
     }
 }
 
-/// to += from, element by element, with what rounding takes kept in `low` where there is one.
+/// to = to·factor + from, element by element, with what rounding takes kept in `low` where there
+/// is one.
 #[inline(always)]
-unsafe fn add_all<V: Vector>(from: &[V::Elem], to: &mut [V::Elem], low: &mut [V::Elem]) {
+unsafe fn add_all<V: Vector>(
+    from: &[V::Elem],
+    factor: V::Elem,
+    to: &mut [V::Elem],
+    low: &mut [V::Elem],
+) {
     let compensated = <V::Elem as crate::Real>::COMPENSATED;
     let n = from.len();
     let whole = n - n % V::LANES;
+    let fades = factor != <V::Elem as crate::Real>::ONE;
     let mut at = 0;
     // SAFETY: forwarded; `at` stays below the shortest length, in whole vectors.
     unsafe {
         let (from, to, low) = (from.as_ptr(), to.as_mut_ptr(), low.as_mut_ptr());
+        let by = V::splat(factor);
         while at < whole {
-            let (x, sum) = (V::load(from.add(at)), V::load(to.add(at)));
+            let (x, mut sum) = (V::load(from.add(at)), V::load(to.add(at)));
             if compensated {
-                let (t, e) = two_sum(sum, x.add(V::load(low.add(at))));
+                let mut small = V::load(low.add(at));
+                if fades {
+                    let product = sum.mul(by);
+                    // sum·factor − product, exactly, where the machine fuses.
+                    let lost = sum.mul_add(by, V::splat(crate::Real::from_f64(0.0)).sub(product));
+                    small = small.mul_add(by, lost);
+                    sum = product;
+                }
+                let (t, e) = two_sum(sum, x.add(small));
                 t.store(to.add(at));
                 e.store(low.add(at));
+            } else if fades {
+                sum.mul_add(by, x).store(to.add(at));
             } else {
                 sum.add(x).store(to.add(at));
             }
@@ -303,7 +323,23 @@ unsafe fn add_all<V: Vector>(from: &[V::Elem], to: &mut [V::Elem], low: &mut [V:
         }
     }
     for i in whole..n {
-        add_one(&mut to[i], if compensated { Some(&mut low[i]) } else { None }, from[i]);
+        let (mut sum, mut small) = (to[i], if compensated { low[i] } else { from[i] });
+        if fades {
+            let product = sum * factor;
+            if compensated {
+                small = small * factor + crate::Real::lost(sum, factor, product);
+            }
+            sum = product;
+        }
+        if !compensated {
+            to[i] = sum + small;
+            continue;
+        }
+        let b = from[i] + small;
+        let t = sum + b;
+        let bb = t - sum;
+        low[i] = (sum - (t - bb)) + (b - bb);
+        to[i] = t;
     }
 }
 
@@ -316,17 +352,4 @@ unsafe fn two_sum<V: Vector>(a: V, b: V) -> (V, V) {
         let bb = t.sub(a);
         (t, a.sub(t.sub(bb)).add(b.sub(bb)))
     }
-}
-
-#[inline(always)]
-fn add_one<T: crate::Real>(to: &mut T, low: Option<&mut T>, x: T) {
-    let Some(low) = low else {
-        *to += x;
-        return;
-    };
-    let b = x + *low;
-    let t = *to + b;
-    let bb = t - *to;
-    *low = (*to - (t - bb)) + (b - bb);
-    *to = t;
 }

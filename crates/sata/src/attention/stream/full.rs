@@ -2,143 +2,149 @@
 
 use std::ops::Range;
 
-use super::{Env, Slice, Source, Unit, features};
-use crate::arch::{Buffer, Direct, PANEL, Read, Scratch, TOKENS, Tokens, stride};
-use crate::attention::{finish, load, step};
-use crate::state::{HeadState, fold_tokens};
-use crate::{Diagnostics, Element, parallel};
+use super::{Env, Slice, Unit, features};
+use crate::arch::{Buffer, PANEL, Scratch, TOKENS, Tokens, stride};
+use crate::attention::local::Local;
+use crate::attention::standing::Standing;
+use crate::attention::tally::Tally;
+use crate::attention::window::{Sinks, Source, Window};
+use crate::attention::{finish, step};
+use crate::state::HeadState;
+use crate::{Element, parallel};
 
 impl<E: Element> Env<'_, E> {
     /// Absorbs a head's keys, for queries that read the finished context.
-    pub(super) fn absorb(&self, unit: &mut Unit<'_, '_, E>) -> Diagnostics {
+    pub(super) fn absorb(&self, unit: &mut Unit<'_, '_, E>) -> Tally {
         let mut chunks = self.chunks(unit.open, unit.piece.keys);
         if !self.keep {
-            chunks.iter_mut().for_each(|chunk| chunk.fold = true);
+            chunks.iter_mut().for_each(|chunk| chunk.fold = chunk.window().end);
         }
-        let ld = stride(self.chunk.min(unit.open + unit.piece.keys));
-        let Unit { piece, kv_head, open, head } = unit;
-        let HeadState { sums, open: open_block, .. } = &mut **head;
-        let source = Source { piece, kv_head: *kv_head, open: *open, block: open_block };
+        let longest = chunks.iter().map(|chunk| chunk.window().len()).max().unwrap_or(0);
+        let source = self.source(unit);
+        let HeadState { sums, mark, open: raw, .. } = &mut *unit.head;
+        let source = Source { raw: Some(raw), ..source };
         let mut slices: Vec<Slice<'_, E::Compute>> = sums
-            .split(self.basis, self.d_value, &self.parts)
+            .split(self.basis, self.method.d_value, &self.parts)
             .into_iter()
             .enumerate()
-            .map(|(index, far)| Slice::new(self, index, far, ld, 0))
+            .map(|(index, far)| Slice::new(self, index, far, *mark, longest))
             .collect();
         parallel::for_each(&mut slices, |slice| {
-            for chunk in chunks.iter().filter(|chunk| chunk.fold) {
-                source.load(&chunk.keys, slice, ld);
-                let tokens = chunk.keys.len().next_multiple_of(TOKENS);
-                let Slice { tiles, far, fold, keys, .. } = slice;
-                fold_tokens(fold, self.basis, tiles.clone(), keys, ld, tokens, far);
+            for chunk in chunks.iter().filter(|chunk| chunk.fold > chunk.first) {
+                slice.window.load(source, chunk.first..chunk.fold);
+                let (factor, _) = slice.begin_fold(self.method.d_key, chunk.fold - chunk.first);
+                let Slice { tiles, far, fold, window, .. } = slice;
+                let tokens = window.tokens(window.count);
+                let tiles = &self.basis.tiles()[tiles.clone()];
+                fold.fold_tiles(self.basis, tiles, tokens, &window.values, factor, far);
             }
         });
+        let after = slices[0].mark;
         drop(slices);
+        unit.head.mark = after;
         if self.keep {
             self.open(unit);
         }
-        Diagnostics::default()
+        Tally::default()
     }
 
     /// Every query of the call reads its head's finished context.
-    pub(super) fn answer(&self, units: &[Unit<'_, '_, E>]) -> Diagnostics {
+    pub(super) fn answer(&self, units: &[Unit<'_, '_, E>]) -> Tally {
+        let mut contexts: Vec<_> =
+            units.iter().map(|unit| (unit, Window::default(), Sinks::default())).collect();
+        parallel::for_each(&mut contexts, |(unit, window, sinks)| {
+            let open = self.open_after(unit);
+            *window = Window::new(self.method, open);
+            window.load_raw(self.method, &unit.head.open, open);
+            *sinks = self.sinks(unit);
+        });
         let mut tasks = vec![];
-        for unit in units {
-            let queries = unit.piece.queries;
+        for context in &contexts {
+            let queries = context.0.piece.queries;
             // Fewer queries per task when there are threads to spare.
             let share = (queries * self.group * units.len()).div_ceil(parallel::threads());
             let width = self.chunk.min(share.next_multiple_of(PANEL)).max(PANEL);
             for g in 0..self.group {
                 for first in (0..queries).step_by(width) {
-                    tasks.push((unit, g, first..(first + width).min(queries)));
+                    tasks.push((context, g, first..(first + width).min(queries)));
                 }
             }
         }
         parallel::map_reduce(
             &mut tasks,
-            Diagnostics::default(),
-            |(unit, g, queries)| self.read(unit, *g, queries.clone()),
-            Diagnostics::merged,
+            Tally::default(),
+            |((unit, window, sinks), g, queries)| {
+                self.read(unit, window, sinks, *g, queries.clone())
+            },
+            Tally::merged,
         )
     }
 
-    fn read(&self, unit: &Unit<'_, '_, E>, g: usize, queries: Range<usize>) -> Diagnostics {
+    /// Tokens that wait in the open block after the call.
+    fn open_after(&self, unit: &Unit<'_, '_, E>) -> usize {
+        let total = unit.open + unit.piece.keys;
+        if self.keep { total - self.method.folded(total) } else { 0 }
+    }
+
+    fn read(
+        &self,
+        unit: &Unit<'_, '_, E>,
+        window: &Window<E::Compute>,
+        sinks: &Sinks<E::Compute>,
+        g: usize,
+        queries: Range<usize>,
+    ) -> Tally {
         let (piece, query_head) = (unit.piece, unit.kv_head * self.group + g);
-        let open = if self.keep { (unit.open + piece.keys) % self.block } else { 0 };
+        let (method, kv_head) = (self.method, unit.kv_head);
         if queries.len() < TOKENS / 4 {
             return step::read_each(
-                self.plan, piece, query_head, queries, self.rows, unit.head, open, self.basis,
+                method,
+                piece,
+                [query_head, kv_head],
+                queries,
+                self.rows,
+                unit.head,
+                [window.count, sinks.count],
+                self.basis,
             );
         }
-        let padded = self.padded;
+        let standing = Standing::full(method, window, sinks, &unit.head.mark, queries.len());
         let ld = stride(queries.len());
-        let mut x = Buffer::zeroed((self.d_key + 1) * ld);
-        let count = load::queries(piece, query_head, queries.clone(), self.scale, &mut x, ld);
-        let mut num = Buffer::zeroed(count * padded);
-        let mut den = Buffer::zeroed(count);
+        let mut x = Buffer::zeroed((method.d_key + 1) * ld);
+        let first = queries.start;
+        let count = method.load_queries(piece, query_head, queries, &standing, &mut x, ld);
+        let mut num = Buffer::zeroed(method.planes() * count * method.padded);
+        let mut den = Buffer::zeroed(method.planes() * count);
         let mut scratch = Scratch::new(self.basis);
         let mut packed = super::PackedSums::new(self);
         let sums = &unit.head.sums;
+        let tokens = Tokens { x: &x, ld, count };
         for tiles in self.tiles_at_once(0..self.basis.tiles().len()) {
             let which = tiles[0].start..tiles[0].start + features(tiles);
-            let rows = which.start * self.d_value..which.end * self.d_value;
-            if !packed.pack(self, tiles, &sums.sums[rows], &sums.z[which]) {
-                continue;
+            let rows = which.start * method.d_value..which.end * method.d_value;
+            if packed.pack(self, tiles, &sums.sums[rows], &sums.z[which]) {
+                packed.read(self, tiles, tokens, &mut num, &mut den, &mut scratch);
             }
-            let mut call = Read {
-                basis: self.basis,
-                tiles,
-                tokens: Tokens { x: &x, ld, count },
-                packed: packed.as_ref(),
-                padded,
-                num: &mut num,
-                den: &mut den,
-                scratch: &mut scratch,
-            };
-            // SAFETY: kernels are only handed out for instruction sets that are there.
-            unsafe { (self.kernels.read)(&mut call) };
         }
-        self.read_open(unit, open, &x, ld, count, &mut num, &mut den, &mut scratch);
+        let mut tally = Tally::default();
+        let mut local = Local {
+            window,
+            sinks,
+            reach: unit.head.reach.sqrt(),
+            standing: &standing,
+            queries: tokens,
+            query_head,
+            kv_head,
+            num: &mut num,
+            den: &mut den,
+            scratch: &mut scratch,
+        };
+        method.weigh(&mut local, &mut tally);
         // SAFETY: tasks answer disjoint queries.
         unsafe {
-            finish(self.rows, piece, query_head, queries.start, &den[..queries.len()], &num, padded)
+            let den = &den[..standing.len()];
+            finish(method, self.rows, piece, [query_head, first], den, &num, &mut tally);
         }
-    }
-
-    /// Queries weigh the tokens of the open block.
-    #[allow(clippy::too_many_arguments)]
-    fn read_open(
-        &self,
-        unit: &Unit<'_, '_, E>,
-        open: usize,
-        x: &[E::Compute],
-        ld: usize,
-        count: usize,
-        num: &mut [E::Compute],
-        den: &mut [E::Compute],
-        scratch: &mut Scratch<E::Compute>,
-    ) {
-        let block = &unit.head.open;
-        let tokens = open.next_multiple_of(TOKENS);
-        let mut values = Buffer::zeroed(tokens * self.padded);
-        for t in 0..open {
-            values[t * self.padded..][..self.d_value]
-                .copy_from_slice(&block.values[t * self.d_value..][..self.d_value]);
-        }
-        let mut call = Direct {
-            d_key: self.d_key,
-            queries: Tokens { x, ld, count },
-            keys: Tokens { x: &block.keys, ld: block.ld, count: tokens },
-            values: &values,
-            padded: self.padded,
-            diagonal: None,
-            coefficients: &self.coefficients,
-            num,
-            den,
-            max: &mut [],
-            scratch,
-        };
-        // SAFETY: kernels are only handed out for instruction sets that are there.
-        unsafe { (self.kernels.polynomial)(&mut call) };
+        tally
     }
 }

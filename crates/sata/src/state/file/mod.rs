@@ -1,32 +1,47 @@
 //! States as files.
 //!
-//! # The file, version 1
+//! # The file, version 2
 //!
 //! A [safetensors](https://github.com/huggingface/safetensors) file, little-endian, that any
-//! program can write and read from this description. All tensors are of one type, `F32` or `F64`,
-//! that of the sums; with n sequences, h key/value heads, D features and blocks of B tokens:
+//! program can write and read from this description. Tensors are of the type of the sums, `F32` or
+//! `F64`, but for those marked `F64`, which always are. With n sequences, h key/value heads, D
+//! features, m sinks, blocks of B tokens, and C = B tokens in the open blocks, or (b + 1)·B with b
+//! near blocks before a query's own:
 //!
-//! | tensor         | shape               | holds                                               |
-//! |----------------|---------------------|-----------------------------------------------------|
-//! | `open_keys`    | `[n, h, B, d_key]`  | keys of the open tokens; 0 from `open` on           |
-//! | `open_values`  | `[n, h, B, d_value]`| their values, likewise                              |
-//! | `open_weights` | `[n, h, B]`         | 1, or 0 for a masked token, likewise                |
-//! | `sums`         | `[n, h, D, d_value]`| Σ Φ(k) vᵀ over the folded tokens                    |
-//! | `sums_low`     | `[n, h, D, d_value]`| only with `F32`: what rounding took from `sums`     |
-//! | `z`            | `[n, h, D]`         | Σ Φ(k) over the folded tokens                       |
-//! | `z_low`        | `[n, h, D]`         | only with `F32`: what rounding took from `z`        |
+//! | tensor          | shape               | holds                                              |
+//! |-----------------|---------------------|----------------------------------------------------|
+//! | `centre_keys`   | `[h, d_key]`        | `F64`; with a centre: what was taken off all keys  |
+//! | `centre_values` | `[h, d_value]`      | `F64`; likewise off all values                     |
+//! | `counts`        | `[n, h]`            | `F64`; tokens summed: neither masked ones nor sinks|
+//! | `lags`          | `[n, h]`            | `F64`; g at the last token folded less g at the last summed, to which sums are relative; at most 0 |
+//! | `open_fading`   | `[n, h, C]`         | `F64`; with decay: each open token's own logarithm |
+//! | `open_keys`     | `[n, h, C, d_key]`  | keys of the open tokens; 0 from `open` on          |
+//! | `open_values`   | `[n, h, C, d_value]`| their values, likewise                             |
+//! | `open_weights`  | `[n, h, C]`         | 1, or 0 for a masked token or a sink, likewise     |
+//! | `reaches`       | `[n, h]`            | `F64`; the largest square of a stored key's length |
+//! | `sink_fading`   | `[n, h, m]`         | `F64`; with sinks and decay: g since the start     |
+//! | `sink_keys`     | `[n, h, m, d_key]`  | with sinks: their keys; 0 where there are none yet |
+//! | `sink_values`   | `[n, h, m, d_value]`| likewise                                           |
+//! | `sink_weights`  | `[n, h, m]`         | 1, or 0 for a masked token, likewise               |
+//! | `sums`          | `[n, h, D, d_value]`| Σ Φ(k) vᵀ over the tokens summed, faded            |
+//! | `sums_low`      | `[n, h, D, d_value]`| only with `F32`: what rounding took from `sums`    |
+//! | `totals`        | `[n, h]`            | `F64`; g at the last token folded since the start  |
+//! | `z`             | `[n, h, D]`         | Σ Φ(k) over the tokens summed, faded               |
+//! | `z_low`         | `[n, h, D]`         | only with `F32`: what rounding took from `z`       |
+//!
+//! Keys and values are less the centre, where there is one. The key of a token of weight 0 is 0.
 //!
 //! The metadata has exactly these entries:
 //!
 //! | entry       | value                                                                          |
 //! |-------------|--------------------------------------------------------------------------------|
 //! | `format`    | `sata-state`                                                                   |
-//! | `version`   | `1`                                                                            |
+//! | `version`   | `2`                                                                            |
 //! | `spec`      | the [`Spec`] as JSON                                                           |
 //! | `orders`    | JSON array: the orders p whose features are held, ascending, those of the spec |
 //! | `basis`     | `bare-lexicographic`                                                           |
 //! | `positions` | JSON array: tokens each sequence has seen, at most 2⁶³ − 1                     |
-//! | `open`      | JSON array: how many of them wait in its open block, less than B               |
+//! | `open`      | JSON array: how many of them wait in its open blocks, less than C              |
 //! | `digest`    | SHA-256 of all else, 64 lower-case hexadecimal digits                          |
 //!
 //! `bare-lexicographic`: the D features are, order by order, the monomials x_{i1}⋯x_{ip} with
@@ -50,10 +65,11 @@ use safetensors::Dtype;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::{Real, Spec};
+use crate::state::capacity;
+use crate::{Decay, Real, Spec};
 
 const FORMAT: &str = "sata-state";
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const BASIS: &str = "bare-lexicographic";
 /// The entries of the metadata, all of them needed.
 const ENTRIES: [&str; 8] =
@@ -66,55 +82,126 @@ const CHUNK: usize = 1 << 16;
 /// The tensors, in the order of their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tensor {
+    CentreKeys,
+    CentreValues,
+    Counts,
+    Lags,
+    OpenFading,
     OpenKeys,
     OpenValues,
     OpenWeights,
+    Reaches,
+    SinkFading,
+    SinkKeys,
+    SinkValues,
+    SinkWeights,
     Sums,
     SumsLow,
+    Totals,
     Z,
     ZLow,
 }
 
 impl Tensor {
-    const ALL: [Tensor; 7] = [
+    const ALL: [Tensor; 18] = [
+        Tensor::CentreKeys,
+        Tensor::CentreValues,
+        Tensor::Counts,
+        Tensor::Lags,
+        Tensor::OpenFading,
         Tensor::OpenKeys,
         Tensor::OpenValues,
         Tensor::OpenWeights,
+        Tensor::Reaches,
+        Tensor::SinkFading,
+        Tensor::SinkKeys,
+        Tensor::SinkValues,
+        Tensor::SinkWeights,
         Tensor::Sums,
         Tensor::SumsLow,
+        Tensor::Totals,
         Tensor::Z,
         Tensor::ZLow,
     ];
 
-    /// Those of a state of `T`.
-    fn of<T: Real>() -> impl Iterator<Item = Tensor> {
-        Self::ALL
-            .into_iter()
-            .filter(|tensor| T::COMPENSATED || !matches!(tensor, Tensor::SumsLow | Tensor::ZLow))
+    /// Those of a state of `T`, perhaps with a centre.
+    fn of<T: Real>(spec: &Spec, centred: bool) -> impl Iterator<Item = Tensor> + use<T> {
+        let fades = spec.decay() != Decay::None;
+        let sinks = spec.sinks() > 0;
+        Self::ALL.into_iter().filter(move |tensor| match tensor {
+            Tensor::SumsLow | Tensor::ZLow => T::COMPENSATED,
+            Tensor::CentreKeys | Tensor::CentreValues => centred,
+            Tensor::OpenFading => fades,
+            Tensor::SinkFading => fades && sinks,
+            Tensor::SinkKeys | Tensor::SinkValues | Tensor::SinkWeights => sinks,
+            _ => true,
+        })
     }
 
     fn name(self) -> &'static str {
         match self {
+            Tensor::CentreKeys => "centre_keys",
+            Tensor::CentreValues => "centre_values",
+            Tensor::Counts => "counts",
+            Tensor::Lags => "lags",
+            Tensor::OpenFading => "open_fading",
             Tensor::OpenKeys => "open_keys",
             Tensor::OpenValues => "open_values",
             Tensor::OpenWeights => "open_weights",
+            Tensor::Reaches => "reaches",
+            Tensor::SinkFading => "sink_fading",
+            Tensor::SinkKeys => "sink_keys",
+            Tensor::SinkValues => "sink_values",
+            Tensor::SinkWeights => "sink_weights",
             Tensor::Sums => "sums",
             Tensor::SumsLow => "sums_low",
+            Tensor::Totals => "totals",
             Tensor::Z => "z",
             Tensor::ZLow => "z_low",
         }
     }
 
+    /// Whether it is `F64` in a state of any type.
+    fn is_double(self) -> bool {
+        matches!(
+            self,
+            Tensor::CentreKeys
+                | Tensor::CentreValues
+                | Tensor::Counts
+                | Tensor::Lags
+                | Tensor::OpenFading
+                | Tensor::Reaches
+                | Tensor::SinkFading
+                | Tensor::Totals
+        )
+    }
+
+    fn dtype<T: Real>(self) -> Dtype {
+        if self.is_double() { Dtype::F64 } else { dtype::<T>() }
+    }
+
     fn shape(self, spec: &Spec, features: usize, [sequences, heads]: [usize; 2]) -> Vec<usize> {
+        let open = capacity(spec);
         let rest: &[usize] = match self {
-            Tensor::OpenKeys => &[spec.block(), spec.d_key()],
-            Tensor::OpenValues => &[spec.block(), spec.d_value()],
-            Tensor::OpenWeights => &[spec.block()],
+            Tensor::CentreKeys => return vec![heads, spec.d_key()],
+            Tensor::CentreValues => return vec![heads, spec.d_value()],
+            Tensor::Counts | Tensor::Lags | Tensor::Reaches | Tensor::Totals => &[],
+            Tensor::OpenKeys => &[open, spec.d_key()],
+            Tensor::OpenValues => &[open, spec.d_value()],
+            Tensor::OpenWeights | Tensor::OpenFading => &[open],
+            Tensor::SinkKeys => &[spec.sinks(), spec.d_key()],
+            Tensor::SinkValues => &[spec.sinks(), spec.d_value()],
+            Tensor::SinkWeights | Tensor::SinkFading => &[spec.sinks()],
             Tensor::Sums | Tensor::SumsLow => &[features, spec.d_value()],
             Tensor::Z | Tensor::ZLow => &[features],
         };
         [&[sequences, heads], rest].concat()
     }
+}
+
+/// How many sinks of those that there is room for a sequence has.
+fn sinks_seen(spec: &Spec, position: u64) -> usize {
+    position.min(spec.sinks() as u64) as usize
 }
 
 fn dtype<T: Real>() -> Dtype {

@@ -10,10 +10,14 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
-use super::{BASIS, CHUNK, Digester, ENTRIES, FORMAT, MAX_HEADER, Tensor, VERSION, dtype, short};
+use super::{
+    BASIS, CHUNK, Digester, ENTRIES, FORMAT, MAX_HEADER, Tensor, VERSION, dtype, short, sinks_seen,
+};
 use crate::basis::{Basis, features};
-use crate::state::{HeadState, MAX_POSITION, bytes_needed, check_layout};
-use crate::{Error, Plan, Real, Series, Spec, State};
+use crate::state::{
+    Centre, HeadState, MAX_POSITION, Raw, bytes_needed, capacity, check_centre, check_layout,
+};
+use crate::{Error, Near, Plan, Real, Series, Spec, State};
 
 impl<T: Real> State<T> {
     /// Reads a state that serves `plan`: one of its sizes that holds its orders, and perhaps more.
@@ -108,7 +112,9 @@ impl<R: Read + Seek> StateFile<R> {
                     )));
                 }
                 if number < VERSION {
-                    return Err(no(format!("has version {version}, which there never was")));
+                    return Err(no(format!(
+                        "is a state of version {version}, made by an older program; this one reads version {VERSION}"
+                    )));
                 }
             }
             other => {
@@ -193,6 +199,7 @@ impl<R: Read + Seek> StateFile<R> {
         // Those of most series are as many as its terms: compare before listing them.
         let few = match spec.series() {
             Series::Fixed { .. } | Series::Power { .. } => true,
+            Series::Hermite { .. } => spec.terms().max(3) == orders.len(),
             _ => spec.terms() == orders.len(),
         };
         if !few || spec.orders() != orders {
@@ -206,7 +213,7 @@ impl<R: Read + Seek> StateFile<R> {
     }
 
     /// Tokens seen and tokens open, per sequence.
-    fn counts(&self, block: usize) -> Result<Vec<(u64, usize)>, Error> {
+    fn counts(&self, spec: &Spec) -> Result<Vec<(u64, usize)>, Error> {
         let positions: Vec<u64> = self.parsed("positions")?;
         let open: Vec<usize> = self.parsed("open")?;
         if positions.is_empty() || positions.len() != open.len() {
@@ -218,9 +225,20 @@ impl<R: Read + Seek> StateFile<R> {
         }
         let counts: Vec<(u64, usize)> = positions.into_iter().zip(open).collect();
         for (sequence, &(position, open)) in counts.iter().enumerate() {
-            if open >= block || open as u64 > position || position > MAX_POSITION {
+            let room = capacity(spec);
+            let folded = position.checked_sub(open as u64);
+            // Near blocks are counted from the start, and fold as soon as they may.
+            let whole = match spec.near() {
+                Near::None => true,
+                Near::Blocks(n) => {
+                    let block = spec.block() as u64;
+                    folded == Some((position / block).saturating_sub(n as u64) * block)
+                }
+            };
+            if open >= room || folded.is_none() || !whole || position > MAX_POSITION {
                 return Err(self.no(format!(
-                    "its sequence {sequence} has position {position} and {open} open tokens, with blocks of {block}"
+                    "its sequence {sequence} has position {position} and {open} open tokens, with blocks of {} and room for {room}",
+                    spec.block()
                 )));
             }
         }
@@ -241,21 +259,22 @@ impl<R: Read + Seek> StateFile<R> {
         let heads = sums.shape.get(1).copied().unwrap_or(0);
         let features =
             usize::try_from(features(spec.d_key(), &spec.orders())).unwrap_or(usize::MAX);
-        for tensor in Tensor::of::<T>() {
+        let centred = self.tensors.contains_key(Tensor::CentreKeys.name());
+        for tensor in Tensor::of::<T>(spec, centred) {
             let name = tensor.name();
             let info = self.tensors.get(name);
             let info = info.ok_or_else(|| self.no(format!("it lacks the tensor '{name}'")))?;
             let shape = tensor.shape(spec, features, [sequences, heads]);
-            if info.dtype != dtype::<T>() || info.shape != shape || heads == 0 {
+            let dtype = tensor.dtype::<T>();
+            if info.dtype != dtype || info.shape != shape || heads == 0 {
                 return Err(self.no(format!(
-                    "its tensor '{name}' is {} {:?}, and by its metadata must be {} {shape:?}",
-                    info.dtype,
-                    info.shape,
-                    T::NAME
+                    "its tensor '{name}' is {} {:?}, and by its metadata must be {dtype} {shape:?}",
+                    info.dtype, info.shape
                 )));
             }
         }
-        let known = |name: &String| Tensor::of::<T>().any(|tensor| tensor.name() == name);
+        let known =
+            |name: &String| Tensor::of::<T>(spec, centred).any(|tensor| tensor.name() == name);
         if let Some(name) = self.tensors.keys().find(|name| !known(name)) {
             return Err(self.no(format!("it has an unknown tensor '{}'", short(name))));
         }
@@ -264,14 +283,17 @@ impl<R: Read + Seek> StateFile<R> {
 
     fn build<T: Real>(&mut self, plan: &Plan) -> Result<State<T>, Error> {
         let spec = self.spec()?;
-        let counts = self.counts(spec.block())?;
+        let counts = self.counts(&spec)?;
         let heads = self.check_tensors::<T>(&spec, counts.len())?;
         check_layout(&spec, plan.spec(), false)?;
+        let centred = self.tensors.contains_key(Tensor::CentreKeys.name());
+        check_centre(centred, &spec).map_err(|error| self.no(error.to_string()))?;
         // The shapes have been found to be as large as the file is long; what is made of them
         // must not be out of proportion, and must fit in memory.
         let orders = spec.orders();
+        let room = [capacity(&spec), spec.sinks()];
         let total = features(spec.d_key(), &orders);
-        let bytes = bytes_needed::<T>(&spec, counts.len(), heads)
+        let bytes = bytes_needed::<T>(&spec, counts.len(), heads, room)
             .saturating_add(total.saturating_mul(24 + 4 * spec.terms() as u128));
         if bytes > (1 << 26) + 256 * u128::from(self.len) {
             return Err(self.no(format!(
@@ -286,14 +308,19 @@ impl<R: Read + Seek> StateFile<R> {
         } else {
             Arc::new(Basis::new(spec.d_key(), &orders)?)
         };
-        let mut state = State::empty(spec, basis, counts.len(), heads);
+        let mut state = State::empty(spec, basis, counts.len(), heads, room);
+        if self.tensors.contains_key(Tensor::CentreKeys.name()) {
+            let [keys, values] =
+                [state.spec.d_key(), state.spec.d_value()].map(|d| vec![0.0; heads * d]);
+            state.centre = Some(Arc::new(Centre { kv_heads: heads, keys, values }));
+        }
         for (sequence, (position, open)) in state.sequences.iter_mut().zip(counts) {
             sequence.position = position;
             sequence.open = open;
         }
         let mut digest = self.digester();
         for (tensor, shape, bytes) in state.tensors() {
-            digest.tensor(tensor.name(), T::NAME, &shape, bytes);
+            digest.tensor(tensor.name(), &tensor.dtype::<T>().to_string(), &shape, bytes);
             let Some(info) = self.tensors.get(tensor.name()) else {
                 continue;
             };
@@ -305,7 +332,7 @@ impl<R: Read + Seek> StateFile<R> {
             let clean = fill(&mut state, tensor, &mut numbers).map_err(io)?;
             if !clean {
                 return Err(self.no(format!(
-                    "its tensor '{}' is not 0 beyond the open tokens",
+                    "its tensor '{}' holds what cannot be, or is not 0 beyond its tokens",
                     tensor.name()
                 )));
             }
@@ -349,6 +376,35 @@ impl<R: Read> In<'_, R> {
         self.each(to.len(), |i, x| to[i] = x)
     }
 
+    fn one(&mut self) -> io::Result<f64> {
+        let mut x = [0.0];
+        self.get(&mut x)?;
+        Ok(x[0])
+    }
+
+    /// The first `count` of `room` rows of `width`; whether the others are 0.
+    fn padded<T: Real>(
+        &mut self,
+        to: &mut [T],
+        width: usize,
+        [count, room]: [usize; 2],
+    ) -> io::Result<bool> {
+        self.get(&mut to[..count * width])?;
+        self.zeros::<T>((room - count) * width)
+    }
+
+    /// The same into transposed keys.
+    fn keys<T: Real>(
+        &mut self,
+        raw: &mut Raw<T>,
+        d_key: usize,
+        [count, room]: [usize; 2],
+    ) -> io::Result<bool> {
+        let ld = raw.ld;
+        self.each(count * d_key, |i, x| raw.keys[i % d_key * ld + i / d_key] = x)?;
+        self.zeros::<T>((room - count) * d_key)
+    }
+
     /// Whether `count` numbers are all 0.
     fn zeros<T: Real>(&mut self, count: usize) -> io::Result<bool> {
         let mut zero = true;
@@ -357,7 +413,7 @@ impl<R: Read> In<'_, R> {
     }
 }
 
-/// Reads one tensor; false when it holds something where there is no token.
+/// Reads one tensor; false when it holds something where there is no token, or no such thing.
 fn fill<T: Real, R: Read>(
     state: &mut State<T>,
     tensor: Tensor,
@@ -365,29 +421,76 @@ fn fill<T: Real, R: Read>(
 ) -> io::Result<bool> {
     let (d_key, d_value) = (state.spec.d_key(), state.spec.d_value());
     let features = state.basis.len();
+    let [room, spec_sinks] = [capacity(&state.spec), state.spec.sinks()];
+    if let (Tensor::CentreKeys | Tensor::CentreValues, Some(centre)) = (tensor, &mut state.centre) {
+        let centre = Arc::make_mut(centre);
+        let keys = tensor == Tensor::CentreKeys;
+        let to = if keys { &mut centre.keys } else { &mut centre.values };
+        numbers.get(to)?;
+        return Ok(to.iter().all(|x| x.is_finite()));
+    }
     let mut clean = true;
     for sequence in &mut state.sequences {
-        let count = sequence.open;
-        let unused = state.spec.block() - count;
-        for HeadState { sums, open, .. } in &mut sequence.heads {
+        let open = [sequence.open, room];
+        let seen = [sinks_seen(&state.spec, sequence.position), spec_sinks];
+        for HeadState { sums, mark, open: raw, sinks, reach, .. } in &mut sequence.heads {
+            // At most 0 and finite.
+            let is_log = |x: &f64| *x <= 0.0 && x.is_finite();
             match tensor {
-                Tensor::OpenKeys => {
-                    let ld = open.ld;
-                    numbers
-                        .each(count * d_key, |i, x| open.keys[i % d_key * ld + i / d_key] = x)?;
-                    clean &= numbers.zeros::<T>(unused * d_key)?;
+                Tensor::CentreKeys | Tensor::CentreValues => {}
+                Tensor::Counts => {
+                    let count = numbers.one()?;
+                    clean &=
+                        count >= 0.0 && count <= sequence.position as f64 && count.fract() == 0.0;
+                    mark.count = count as u64;
                 }
-                Tensor::OpenValues => {
-                    numbers.get(&mut open.values[..count * d_value])?;
-                    clean &= numbers.zeros::<T>(unused * d_value)?;
+                Tensor::Lags => {
+                    mark.lag = numbers.one()?;
+                    clean &= is_log(&mark.lag);
                 }
+                Tensor::Totals => {
+                    mark.total = numbers.one()?;
+                    clean &= is_log(&mark.total);
+                }
+                Tensor::Reaches => {
+                    *reach = numbers.one()?;
+                    clean &= *reach >= 0.0;
+                }
+                Tensor::OpenFading => {
+                    clean &= numbers.padded(&mut raw.fading, 1, open)?;
+                    clean &= raw.fading.iter().all(is_log);
+                }
+                Tensor::OpenKeys => clean &= numbers.keys(raw, d_key, open)?,
+                Tensor::OpenValues => clean &= numbers.padded(&mut raw.values, d_value, open)?,
                 Tensor::OpenWeights => {
-                    numbers.get(&mut open.keys[d_key * open.ld..][..count])?;
-                    clean &= numbers.zeros::<T>(unused)?;
+                    let weights = &mut raw.keys[d_key * raw.ld..];
+                    clean &= numbers.padded(weights, 1, open)?;
+                    let folded = sequence.position - open[0] as u64;
+                    let sinks = (spec_sinks as u64).saturating_sub(folded);
+                    clean &= (0..open[0]).all(|i| {
+                        raw.is_sound(d_key, i) && (i as u64 >= sinks || !raw.is_live(d_key, i))
+                    });
                 }
-                Tensor::Sums => numbers.get(&mut sums.sums[..features * d_value])?,
+                Tensor::SinkFading => {
+                    clean &= numbers.padded(&mut sinks.fading, 1, seen)?;
+                    clean &= sinks.fading.iter().all(is_log);
+                }
+                Tensor::SinkKeys => clean &= numbers.keys(sinks, d_key, seen)?,
+                Tensor::SinkValues => clean &= numbers.padded(&mut sinks.values, d_value, seen)?,
+                Tensor::SinkWeights => {
+                    let weights = &mut sinks.keys[d_key * sinks.ld..];
+                    clean &= numbers.padded(weights, 1, seen)?;
+                    clean &= (0..seen[0]).all(|i| sinks.is_sound(d_key, i));
+                }
+                Tensor::Sums => {
+                    numbers.get(&mut sums.sums[..features * d_value])?;
+                    clean &= mark.count > 0 || sums.sums.iter().all(|&x| x == T::ZERO);
+                }
                 Tensor::SumsLow => numbers.get(&mut sums.sums_low[..features * d_value])?,
-                Tensor::Z => numbers.get(&mut sums.z[..features])?,
+                Tensor::Z => {
+                    numbers.get(&mut sums.z[..features])?;
+                    clean &= mark.count > 0 || sums.z.iter().all(|&x| x == T::ZERO);
+                }
                 Tensor::ZLow => numbers.get(&mut sums.z_low[..features])?,
             }
         }

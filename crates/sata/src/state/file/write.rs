@@ -8,8 +8,8 @@ use safetensors::tensor::TensorInfo;
 use serde::Serialize;
 
 use super::replace::replace;
-use super::{BASIS, CHUNK, Digester, FORMAT, Tensor, VERSION, dtype, json};
-use crate::state::HeadState;
+use super::{BASIS, CHUNK, Digester, FORMAT, Tensor, VERSION, json, sinks_seen};
+use crate::state::{HeadState, Raw, capacity};
 use crate::{Error, Real, State};
 
 impl<T: Real> State<T> {
@@ -42,13 +42,18 @@ impl<T: Real> State<T> {
     /// The tensors, and how many bytes each has.
     pub(super) fn tensors(&self) -> Vec<(Tensor, Vec<usize>, usize)> {
         let counts = [self.sequences.len(), self.kv_heads];
-        Tensor::of::<T>()
+        self.kinds()
             .map(|tensor| {
                 let shape = tensor.shape(&self.spec, self.basis.len(), counts);
-                let bytes = shape.iter().product::<usize>() * size_of::<T>();
+                let width = if tensor.is_double() { 8 } else { size_of::<T>() };
+                let bytes = shape.iter().product::<usize>() * width;
                 (tensor, shape, bytes)
             })
             .collect()
+    }
+
+    fn kinds(&self) -> impl Iterator<Item = Tensor> + use<T> {
+        Tensor::of::<T>(&self.spec, self.centre.is_some())
     }
 
     /// The file up to the tensors' data.
@@ -68,10 +73,11 @@ impl<T: Real> State<T> {
         let mut tensors = BTreeMap::new();
         let mut at = 0;
         for (tensor, shape, bytes) in self.tensors() {
-            digest.tensor(tensor.name(), T::NAME, &shape, bytes);
+            let dtype = tensor.dtype::<T>();
+            digest.tensor(tensor.name(), &dtype.to_string(), &shape, bytes);
             // The digest takes whatever is written.
             let _ = self.tensor(tensor, &mut digest.0);
-            let info = TensorInfo { dtype: dtype::<T>(), shape, data_offsets: (at, at + bytes) };
+            let info = TensorInfo { dtype, shape, data_offsets: (at, at + bytes) };
             tensors.insert(tensor.name(), info);
             at += bytes;
         }
@@ -85,34 +91,38 @@ impl<T: Real> State<T> {
 
     /// The tensors' data.
     fn data(&self, to: &mut dyn Write) -> io::Result<()> {
-        Tensor::of::<T>().try_for_each(|tensor| self.tensor(tensor, to))
+        self.kinds().try_for_each(|tensor| self.tensor(tensor, to))
     }
 
     /// One tensor's data.
     fn tensor(&self, tensor: Tensor, to: &mut dyn Write) -> io::Result<()> {
         let mut out = Out { bytes: Vec::with_capacity(CHUNK + 8), to };
-        let d_value = self.spec.d_value();
+        let (d_key, d_value) = (self.spec.d_key(), self.spec.d_value());
         let features = self.basis.len();
+        if let (Tensor::CentreKeys | Tensor::CentreValues, Some(centre)) = (tensor, &self.centre) {
+            let keys = tensor == Tensor::CentreKeys;
+            out.put(if keys { &centre.keys } else { &centre.values })?;
+            return out.flush();
+        }
+        let [room, sinks] = [capacity(&self.spec), self.spec.sinks()];
         for sequence in &self.sequences {
-            let unused = self.spec.block() - sequence.open;
-            for HeadState { sums, open, .. } in &sequence.heads {
+            let open = [sequence.open, room];
+            let seen = [sinks_seen(&self.spec, sequence.position), sinks];
+            for HeadState { sums, mark, open: raw, sinks, reach, .. } in &sequence.heads {
                 match tensor {
-                    Tensor::OpenKeys => {
-                        for t in 0..sequence.open {
-                            for channel in 0..self.spec.d_key() {
-                                out.put(&open.keys[channel * open.ld + t..][..1])?;
-                            }
-                        }
-                        out.zeros::<T>(unused * self.spec.d_key())?;
-                    }
-                    Tensor::OpenValues => {
-                        out.put(&open.values[..sequence.open * d_value])?;
-                        out.zeros::<T>(unused * d_value)?;
-                    }
-                    Tensor::OpenWeights => {
-                        out.put(&open.keys[self.spec.d_key() * open.ld..][..sequence.open])?;
-                        out.zeros::<T>(unused)?;
-                    }
+                    Tensor::CentreKeys | Tensor::CentreValues => {}
+                    Tensor::Counts => out.put(&[mark.count as f64])?,
+                    Tensor::Lags => out.put(&[mark.lag])?,
+                    Tensor::Totals => out.put(&[mark.total])?,
+                    Tensor::Reaches => out.put(&[*reach])?,
+                    Tensor::OpenFading => out.padded(&raw.fading, 1, open)?,
+                    Tensor::OpenKeys => out.keys(raw, d_key, open)?,
+                    Tensor::OpenValues => out.padded(&raw.values, d_value, open)?,
+                    Tensor::OpenWeights => out.padded(&raw.keys[d_key * raw.ld..], 1, open)?,
+                    Tensor::SinkFading => out.padded(&sinks.fading, 1, seen)?,
+                    Tensor::SinkKeys => out.keys(sinks, d_key, seen)?,
+                    Tensor::SinkValues => out.padded(&sinks.values, d_value, seen)?,
+                    Tensor::SinkWeights => out.padded(&sinks.keys[d_key * sinks.ld..], 1, seen)?,
                     Tensor::Sums => out.put(&sums.sums[..features * d_value])?,
                     Tensor::SumsLow => out.put(&sums.sums_low[..features * d_value])?,
                     Tensor::Z => out.put(&sums.z[..features])?,
@@ -149,6 +159,32 @@ impl Out<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The first `count` of rows of `width`, and zeros up to `room` rows.
+    fn padded<T: Real>(
+        &mut self,
+        rows: &[T],
+        width: usize,
+        [count, room]: [usize; 2],
+    ) -> io::Result<()> {
+        self.put(&rows[..count * width])?;
+        self.zeros::<T>((room - count) * width)
+    }
+
+    /// The same with transposed keys.
+    fn keys<T: Real>(
+        &mut self,
+        raw: &Raw<T>,
+        d_key: usize,
+        [count, room]: [usize; 2],
+    ) -> io::Result<()> {
+        for t in 0..count {
+            for channel in 0..d_key {
+                self.put(&raw.keys[channel * raw.ld + t..][..1])?;
+            }
+        }
+        self.zeros::<T>((room - count) * d_key)
     }
 
     fn zeros<T: Real>(&mut self, count: usize) -> io::Result<()> {

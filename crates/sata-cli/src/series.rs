@@ -1,5 +1,6 @@
-//! `--series`: taylor, power:P, or a file of coefficients.
+//! `--series`: taylor, gauss, hermite, power:P, or a file of coefficients.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use sata::Series;
@@ -13,6 +14,10 @@ use crate::tensors::read_bytes;
 pub enum SeriesArg {
     /// taylor
     Taylor,
+    /// gauss
+    Gauss,
+    /// hermite, or hermite:τ
+    Hermite(Option<f64>),
     /// power:P
     Power(usize),
     /// A JSON file.
@@ -27,27 +32,57 @@ enum Coefficients {
     Named { coefficients: Vec<f64> },
 }
 
-/// Parses `--series`.
+/// Parses one series.
 ///
 /// # Errors
 /// A sentence that says what is accepted.
 pub fn parse(text: &str) -> Result<SeriesArg, String> {
-    if text == "taylor" {
-        return Ok(SeriesArg::Taylor);
-    }
     if let Some(exponent) = text.strip_prefix("power:") {
         let exponent = exponent.parse().map_err(|_| {
             format!("'{exponent}' is not an exponent: power:4 is x⁴ + 0.001, for example")
         })?;
         return Ok(SeriesArg::Power(exponent));
     }
-    if text.ends_with(".json") {
-        return Ok(SeriesArg::File(text.into()));
+    if let Some(tau) = text.strip_prefix("hermite:") {
+        return match tau.parse::<f64>() {
+            Ok(x) if x.is_finite() && x >= 0.0 => Ok(SeriesArg::Hermite(Some(x))),
+            _ => Err(format!(
+                "'{tau}' is no τ, which must be finite and at least 0: hermite:0.9 is what \
+                 hermite alone means"
+            )),
+        };
     }
-    Err("it must be taylor, power:P, or a .json file of coefficients".into())
+    match text {
+        "taylor" => Ok(SeriesArg::Taylor),
+        "gauss" => Ok(SeriesArg::Gauss),
+        "hermite" => Ok(SeriesArg::Hermite(None)),
+        _ if text.ends_with(".json") => Ok(SeriesArg::File(text.into())),
+        _ => Err("it must be taylor, gauss, hermite, hermite:τ, power:P, or a .json file of \
+                  coefficients"
+            .into()),
+    }
+}
+
+impl fmt::Display for SeriesArg {
+    /// As it is written on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SeriesArg::Taylor => write!(f, "taylor"),
+            SeriesArg::Gauss => write!(f, "gauss"),
+            SeriesArg::Hermite(None) => write!(f, "hermite"),
+            SeriesArg::Hermite(Some(tau)) => write!(f, "hermite:{tau}"),
+            SeriesArg::Power(exponent) => write!(f, "power:{exponent}"),
+            SeriesArg::File(path) => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 impl SeriesArg {
+    /// Whether the number of terms is another choice.
+    pub fn takes_terms(&self) -> bool {
+        !matches!(self, SeriesArg::Power(_) | SeriesArg::File(_))
+    }
+
     /// The series itself.
     ///
     /// # Errors
@@ -55,6 +90,9 @@ impl SeriesArg {
     pub fn read(&self) -> Outcome<Series> {
         match self {
             SeriesArg::Taylor => Ok(Series::Taylor),
+            SeriesArg::Gauss => Ok(Series::Gauss),
+            SeriesArg::Hermite(None) => Ok(Series::hermite()),
+            SeriesArg::Hermite(Some(tau)) => Ok(Series::Hermite { tau: *tau }),
             SeriesArg::Power(exponent) => Ok(Series::power(*exponent)),
             SeriesArg::File(path) => read_file(path),
         }
@@ -80,10 +118,20 @@ mod tests {
 
     #[test]
     fn names() {
-        assert_eq!(parse("taylor"), Ok(SeriesArg::Taylor));
-        assert_eq!(parse("power:4"), Ok(SeriesArg::Power(4)));
-        assert_eq!(parse("a.json"), Ok(SeriesArg::File("a.json".into())));
-        for wrong in ["power:", "power:x", "gauss", ""] {
+        for (text, wants) in [
+            ("taylor", SeriesArg::Taylor),
+            ("gauss", SeriesArg::Gauss),
+            ("hermite", SeriesArg::Hermite(None)),
+            ("hermite:0.75", SeriesArg::Hermite(Some(0.75))),
+            ("power:4", SeriesArg::Power(4)),
+            ("a.json", SeriesArg::File("a.json".into())),
+        ] {
+            assert_eq!(parse(text).as_ref(), Ok(&wants));
+            assert_eq!(wants.to_string(), text);
+        }
+        for wrong in
+            ["", "power", "power:", "power:x", "hermite:", "hermite:-1", "hermite:inf", "x"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,0 +1,125 @@
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, Module, VarBuilder};
+use sata::{Decay, Plan, alibi_slopes};
+
+use super::Linear;
+use crate::{Options, attention_packed, head_norm, log_sigmoid, rotary};
+
+/// Sizes and kinds of a [`TaylorAttention`], besides its plan.
+#[derive(Clone, Debug)]
+pub struct TaylorAttentionOptions {
+    /// Width of what comes in and goes out.
+    pub width: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads, of which `heads` is a multiple.
+    pub kv_heads: usize,
+    /// RMS norms of each query and key, with learnt scales and this eps.
+    pub qk_norm: Option<f64>,
+    /// Rotary embedding of queries and keys, with this base.
+    pub rotary: Option<f64>,
+}
+
+/// Causal self-attention with its projections; the plan's spec says which, and what fades.
+///
+/// Weights: `qkv.weight` `[(heads + kv_heads)·d_key + kv_heads·d_value, width]` (all queries, then
+/// keys, then values, head by head), `out.weight` `[width, heads·d_value]`; with forget gates
+/// `gate.weight` `[kv_heads, width]` and `gate.bias` `[kv_heads]`; with q/k norms `q_norm.weight`
+/// and `k_norm.weight` `[d_key]`. With slopes they are [`alibi_slopes`], not learnt.
+#[derive(Clone, Debug)]
+pub struct TaylorAttention {
+    plan: Arc<Plan>,
+    options: TaylorAttentionOptions,
+    qkv: Linear,
+    out: Linear,
+    norms: Option<(Tensor, Tensor, f64)>,
+    gate: Option<(Linear, Tensor)>,
+    slopes: Option<Tensor>,
+}
+
+impl TaylorAttention {
+    /// The layer whose weights are in `vb`.
+    ///
+    /// # Errors
+    /// Weights that are missing or have other shapes.
+    pub fn new(plan: &Arc<Plan>, options: TaylorAttentionOptions, vb: VarBuilder) -> Result<Self> {
+        let (d_key, d_value) = (plan.spec().d_key(), plan.spec().d_value());
+        let TaylorAttentionOptions { width, heads, kv_heads, qk_norm, .. } = options;
+        let keys = heads.saturating_add(kv_heads).saturating_mul(d_key);
+        let packed = keys.saturating_add(kv_heads.saturating_mul(d_value));
+        let one = Init::Const(1.0);
+        let norms = match qk_norm {
+            Some(eps) => Some((
+                vb.pp("q_norm").get_with_hints(d_key, "weight", one)?,
+                vb.pp("k_norm").get_with_hints(d_key, "weight", one)?,
+                eps,
+            )),
+            None => None,
+        };
+        let gate = match plan.spec().decay() {
+            Decay::Gates => Some((
+                Linear::new(width, kv_heads, vb.pp("gate"))?,
+                vb.pp("gate").get_with_hints(kv_heads, "bias", Init::Const(3.0))?,
+            )),
+            _ => None,
+        };
+        let slopes = match plan.spec().decay() {
+            Decay::Slopes => {
+                let slopes = Tensor::new(alibi_slopes(kv_heads), vb.device())?;
+                Some(slopes.to_dtype(vb.dtype())?)
+            }
+            _ => None,
+        };
+        Ok(TaylorAttention {
+            plan: plan.clone(),
+            qkv: Linear::new(width, packed, vb.pp("qkv"))?,
+            out: Linear::new(heads.saturating_mul(d_value), width, vb.pp("out"))?,
+            norms,
+            gate,
+            slopes,
+            options,
+        })
+    }
+
+    /// What it computes, and how.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// residual + the layer of x: both `[batch, tokens, width]`.
+    ///
+    /// # Errors
+    /// Sizes or types that do not fit, wrapped [`sata::Error`]s.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.out.forward_add(&self.heads(x)?, residual)
+    }
+
+    /// The heads' outputs, `[batch, tokens, heads·d_value]`.
+    fn heads(&self, x: &Tensor) -> Result<Tensor> {
+        let TaylorAttentionOptions { heads, kv_heads, .. } = self.options;
+        let mut qkv = self.qkv.forward(x)?;
+        if let Some((q, k, eps)) = &self.norms {
+            qkv = head_norm(&qkv, q, k, heads, kv_heads, *eps)?;
+        }
+        if let Some(base) = self.options.rotary {
+            qkv = rotary(&qkv, self.plan.spec().d_key(), heads + kv_heads, 0, base)?;
+        }
+        let mut options = Options::causal();
+        if let Some((weight, bias)) = &self.gate {
+            options = options.log_gates(&log_sigmoid(&weight.forward(x)?.broadcast_add(bias)?)?);
+        }
+        if let Some(slopes) = &self.slopes {
+            options = options.slopes(slopes);
+        }
+        attention_packed(&self.plan, &qkv, heads, kv_heads, &options)
+    }
+}
+
+impl Module for TaylorAttention {
+    /// x `[batch, tokens, width]` to the same shape.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.out.forward(&self.heads(x)?)
+    }
+}

@@ -1,0 +1,22 @@
+//! Attention at constant cost per token over candle tensors: a differentiable operation, and
+//! layers on it.
+//!
+//! [`attention`] and [`attention_packed`] are the operation; [`TaylorAttention`] is the layer with
+//! its projections. Beside them stands what a transformer needs around it, each as one node of
+//! candle's graph with a gradient of its own (candle's own fused norms and softmax have none).
+//! All work on F32 and F64 tensors of the CPU, on rayon's current pool.
+
+#![deny(missing_docs)]
+
+mod attention;
+mod error;
+mod float;
+mod gemm;
+mod layers;
+mod ops;
+mod storage;
+
+pub use attention::{Options, attention, attention_packed};
+pub use error::Error;
+pub use layers::{Linear, RmsNorm, TaylorAttention, TaylorAttentionOptions};
+pub use ops::*;

@@ -1,0 +1,102 @@
+//! What is measured, and on what.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sata_lm::infer::Weights;
+use sata_lm::{END_OF_TEXT, Tokenizer, TokenizerError, shipped};
+
+use super::EvalArgs;
+use crate::failure::{Failure, Outcome};
+use crate::texts::read_texts;
+
+/// A model's tokenizer, in its folder.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+/// What training left beside a model.
+const TRAINING_FILE: &str = "training.json";
+
+/// A model and a text.
+pub struct Input {
+    /// The model.
+    pub weights: Arc<Weights>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Tokens of a sequence in its training.
+    pub context: usize,
+    /// All texts, the end of a text between two.
+    pub tokens: Vec<u32>,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Bytes of every token; none of the end of a text, which no text holds.
+    pub sizes: Vec<usize>,
+}
+
+impl Input {
+    /// Reads what the arguments name.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or do not fit each other.
+    pub fn load(args: &EvalArgs) -> Outcome<Self> {
+        let (weights, tokenizer) = match &args.model {
+            Some(folder) => {
+                let tokenizer = Tokenizer::load(folder.join(TOKENIZER_FILE)).map_err(failed);
+                (Weights::load(folder)?, tokenizer?)
+            }
+            None => {
+                let model = shipped().ok_or_else(|| {
+                    Failure::new("--model is needed: no model comes with this build")
+                })?;
+                let weights = Weights::from_bytes(model.config, model.weights, model.name)?;
+                (weights, Tokenizer::from_bytes(model.tokenizer).map_err(failed)?)
+            }
+        };
+        if weights.config().vocab != tokenizer.vocab() {
+            return Err(Failure::new(format!(
+                "{}: the model has {} tokens, its tokenizer {}",
+                weights.source(),
+                weights.config().vocab,
+                tokenizer.vocab()
+            )));
+        }
+        let context = match (args.context, &args.model) {
+            (Some(context), _) => context,
+            (None, Some(folder)) => trained_context(folder)?,
+            (None, None) => return Err(no_context("the model")),
+        };
+        let texts = read_texts(&args.text)?;
+        let mut tokens = vec![];
+        for text in &texts {
+            if !tokens.is_empty() {
+                tokens.push(END_OF_TEXT);
+            }
+            tokens.extend(tokenizer.encode(text).map_err(failed)?);
+        }
+        let mut sizes = vec![0; tokenizer.vocab()];
+        for (id, size) in sizes.iter_mut().enumerate() {
+            if id != END_OF_TEXT as usize {
+                *size = tokenizer.token_bytes(id as u32).map_err(failed)?.len();
+            }
+        }
+        let bytes = texts.iter().map(String::len).sum();
+        Ok(Input { weights: Arc::new(weights), tokenizer, context, tokens, bytes, sizes })
+    }
+}
+
+fn failed(error: TokenizerError) -> Failure {
+    Failure::new(error.to_string())
+}
+
+fn no_context(what: &str) -> Failure {
+    Failure::new(format!("--context is needed: {what} does not say how long its sequences were"))
+}
+
+/// The training length that a folder's record of its training has.
+fn trained_context(folder: &Path) -> Outcome<usize> {
+    let path = folder.join(TRAINING_FILE);
+    let missing = || no_context(&path.display().to_string());
+    let bytes = std::fs::read(&path).map_err(|_| missing())?;
+    let record: serde_json::Value = serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    let context = record.pointer("/settings/train/context").and_then(|value| value.as_u64());
+    context.map(|context| context as usize).ok_or_else(missing)
+}

@@ -1,0 +1,151 @@
+//! `sata train`: a language model from text.
+
+mod figure;
+mod report;
+mod setup;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use sata_lm::train::{Folder, Objective, TrainError, Trainer};
+
+use crate::failure::{Failure, Outcome};
+use crate::numbers::size;
+use crate::output::{say, say_json};
+use crate::{machine, plot};
+use report::{Report, Summary};
+use setup::Setup;
+
+/// Arguments of `sata train`.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER)]
+pub struct TrainArgs {
+    /// Text files, UTF-8, or folders, of which all .txt files are taken
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub text: Vec<PathBuf>,
+    /// Settings: TOML with the tables [model], [tokenizer] and [train]
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// A tokenizer.json to take; without one a tokenizer is trained on the text
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Take this instead of what [model.attention] says: KERNEL[+WORD…], see below
+    #[arg(long, value_name = "WORDS")]
+    pub attention: Option<String>,
+    /// The model's folder: weights, config and tokenizer, checkpoint, curve and its plot
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Go on from the checkpoint in DIR, with the same settings and text
+    #[arg(long)]
+    pub resume: bool,
+    /// Threads, all processors if left away; the outcome does not depend on it
+    #[arg(long, value_name = "N", value_parser = size)]
+    pub threads: Option<usize>,
+    /// Take this instead of train.steps
+    #[arg(long, value_name = "N", value_parser = size)]
+    pub steps: Option<usize>,
+    /// Take this instead of train.seed
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const AFTER: &str = "\
+Attention in short words: a kernel, softmax, window (near blocks alone), taylor:TERMS or
+power:EXPONENT, and then any of
+  +near:BLOCKS   blocks before a query's own that are exact; +near:none
+  +block:TOKENS  tokens in a block
+  +sinks:TOKENS  first tokens that stay exact
+  +rotary, +slopes, +gates, +none
+                 how position enters
+What is not said stays as in the file, but that softmax has neither near blocks nor sinks.
+For example: --attention taylor:5+gates+near:1, --attention softmax+rotary
+
+Settings, with what holds where they are left away:
+  [model] layers, width, mlp, norm_eps = 1e-5
+  [model.attention] heads, kv_heads (heads), head_dim, kernel = { kind = \"taylor\", terms = 3 }
+    (softmax, window, power with exponent), near (none), block = 64, sinks = 0,
+    position = \"none\", \"rotary\", \"slopes\" or \"gates\", qk_norm = false
+  [tokenizer] vocab = 4096 (257: bytes alone)
+  [train] steps, batch, micro_batch, context (batches in sequences of so many tokens),
+    lengths = [] (of sequences in turn, with as many tokens a step), learning_rate,
+    min_learning_rate = 0, warmup = 0, weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, clip = 1,
+    seed = 0, evaluate_every = 100, evaluate_tokens = 32768, checkpoint_every = 500,
+    validation = 0.05 (the last part of every file) or [\"PATH\", …]
+
+Ctrl-C writes a checkpoint and stops, with exit code 130; --resume then goes on with the same curve,
+as it does after a kill, from the last checkpoint.";
+
+/// Runs `sata train`.
+///
+/// # Errors
+/// Wrong settings or texts before any work; a loss that is not finite, a full disk or Ctrl-C later,
+/// all of which leave the last checkpoint as it was.
+pub fn run(args: &TrainArgs) -> Outcome {
+    machine::keep_tensors_on_their_thread();
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    machine::set_threads(Some(threads))?;
+    let Setup { settings, identity, config, folder, mut trainer } = Setup::new(args, threads)?;
+    let stop = interrupt()?;
+    let mut report = Report::new(&settings, &trainer);
+    while !trainer.is_finished() {
+        let point = trainer.step().map_err(|error| kept(error, args))?;
+        report.step(&point);
+        let stopping = stop.load(Ordering::Relaxed) && !trainer.is_finished();
+        if stopping || trainer.is_checkpoint_due() {
+            report.saving();
+            folder.save(&trainer, &identity, &config).map_err(|error| kept(error, args))?;
+            plot_curve(&folder, &trainer)?;
+        }
+        if stopping {
+            report.finish();
+            return Err(Failure::Interrupted(format!(
+                "the checkpoint of step {} of {} is written; --resume goes on",
+                point.step, settings.train.steps
+            )));
+        }
+    }
+    report.finish();
+    let summary = Summary::new(&args.out, &trainer, report.tokens_per_second());
+    if args.json { say_json(&summary) } else { say(summary) }
+}
+
+fn plot_curve<M: Objective>(folder: &Folder, trainer: &Trainer<M>) -> Outcome {
+    plot::write(&figure::curve(trainer), &folder.path().join("loss.svg"))
+}
+
+/// What went wrong, and what is left.
+fn kept(error: TrainError, args: &TrainArgs) -> Failure {
+    let diverged = matches!(error, TrainError::NonFinite { .. });
+    let kept = match Folder::last_step(&args.out) {
+        Some(step) => format!("the checkpoint of step {step} is kept"),
+        None => "no checkpoint was written yet".into(),
+    };
+    let advice = if diverged {
+        "; a smaller train.learning_rate or more train.warmup may help, in a new folder"
+    } else {
+        "; --resume goes on from it"
+    };
+    let advice = if diverged || kept.contains("kept") { advice } else { "" };
+    Failure::from(error).hint(format!("{kept}{advice}"))
+}
+
+/// A flag that Ctrl-C raises; a second one ends the process at once, as it would a killed one.
+fn interrupt() -> Outcome<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = Arc::clone(&flag);
+    let set = ctrlc::set_handler(move || {
+        if raised.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(crate::INTERRUPTED));
+        }
+    });
+    set.map_err(|error| Failure::new(format!("catching Ctrl-C: {error}")))?;
+    Ok(flag)
+}

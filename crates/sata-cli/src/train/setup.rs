@@ -1,0 +1,151 @@
+//! From arguments to a training that can begin.
+
+use std::path::Path;
+
+use sata_lm::train::{
+    Checkpoint, Corpus, Folder, HeldOut, Identity, SMALLEST_VOCAB, Settings, Text, TrainError,
+    Trainer, hex, read_texts,
+};
+use sata_lm::{Config, END_OF_TEXT, Model, Tokenizer, initial_weights};
+
+use super::TrainArgs;
+use crate::failure::{Failure, Outcome};
+
+/// Occurrences that a run of bytes needs to become a token.
+const MIN_FREQUENCY: u64 = 2;
+
+/// A training that can begin, or go on.
+pub struct Setup {
+    pub settings: Settings,
+    pub identity: Identity,
+    pub config: Config,
+    pub folder: Folder,
+    pub trainer: Trainer<Model>,
+}
+
+impl Setup {
+    /// Reads, checks and makes everything.
+    ///
+    /// # Errors
+    /// Whatever of it is wrong. Of a new training nothing is written before all is right.
+    pub fn new(args: &TrainArgs, threads: usize) -> Outcome<Self> {
+        let settings = settings(args)?;
+        let resumed = match args.resume {
+            true => Some(Folder::resume(&args.out)?),
+            false => {
+                Folder::check_vacant(&args.out).map_err(|error| {
+                    Failure::from(error).hint("--resume goes on; a new training needs a new folder")
+                })?;
+                None
+            }
+        };
+        let texts = read_texts(&args.text)?;
+        let held_out = HeldOut::read(&settings.train.validation)?;
+        check_size(&texts, &settings)?;
+        let tokenizer = match (&args.tokenizer, &resumed) {
+            (Some(path), _) => Tokenizer::load(path)?,
+            (None, Some(folder)) => Tokenizer::load(folder.tokenizer())?,
+            (None, None) => train_tokenizer(&texts, settings.tokenizer.vocab)?,
+        };
+        let mut marks: Vec<_> = texts.iter().map(Text::mark).collect();
+        if let HeldOut::Texts(texts) = &held_out {
+            marks.extend(texts.iter().map(Text::mark));
+        }
+        let identity = Identity {
+            settings: settings.clone(),
+            texts: marks,
+            tokenizer: hex(&tokenizer.digest()),
+        };
+        let config = settings.model.config(tokenizer.vocab());
+        config.check().map_err(|reason| wrong(&args.config, &reason))?;
+        let checkpoint = match &resumed {
+            Some(folder) => Some(checkpoint(folder, &identity)?),
+            None => None,
+        };
+        let encode = |text: &str| {
+            tokenizer.encode(text).map_err(|error| TrainError::Unfit(error.to_string()))
+        };
+        let longest = settings.train.longest();
+        let corpus = Corpus::new(&texts, &held_out, longest, END_OF_TEXT, encode)?;
+        drop((texts, held_out));
+        let train = settings.train.clone();
+        let trainer = match checkpoint {
+            Some(checkpoint) => Trainer::resume(train, corpus, threads, checkpoint, |vars| {
+                Ok(Model::from_vars(&config, vars)?)
+            })?,
+            None => {
+                let weights = initial_weights(&config, settings.train.seed)
+                    .map_err(|error| TrainError::Model(Box::new(error)))?;
+                Trainer::new(train, corpus, threads, &weights, |vars| {
+                    Ok(Model::from_vars(&config, vars)?)
+                })?
+            }
+        };
+        let folder = match resumed {
+            Some(folder) => folder,
+            None => {
+                let folder = Folder::begin(&args.out)?;
+                folder.write("tokenizer.json", tokenizer.json().as_bytes())?;
+                folder
+            }
+        };
+        Ok(Setup { settings, identity, config, folder, trainer })
+    }
+}
+
+/// The file's settings with what the command line changes of them.
+fn settings(args: &TrainArgs) -> Outcome<Settings> {
+    let mut settings = Settings::load(&args.config)?;
+    if let Some(words) = &args.attention {
+        let attention = settings.model.attention.in_words(words);
+        settings.model.attention =
+            attention.map_err(|reason| Failure::new(format!("--attention {words}: {reason}")))?;
+    }
+    if let Some(steps) = args.steps {
+        settings.train.steps = steps;
+    }
+    if let Some(seed) = args.seed {
+        settings.train.seed = seed;
+    }
+    settings.check().map_err(|reason| {
+        let said = match &args.attention {
+            Some(words) if reason.contains("attention") => format!("--attention {words}: {reason}"),
+            _ => format!("{} with the command line: {reason}", args.config.display()),
+        };
+        Failure::new(said)
+    })?;
+    Ok(settings)
+}
+
+fn wrong(config: &Path, reason: &str) -> Failure {
+    Failure::new(format!("{}: {reason}", config.display()))
+}
+
+/// Refuses what no tokenizer could make long enough, before one is trained.
+fn check_size(texts: &[Text], settings: &Settings) -> Outcome {
+    let bytes: usize = texts.iter().map(|text| text.text.len()).sum();
+    let (most, longest) = (bytes + texts.len(), settings.train.longest());
+    if most <= longest {
+        return Err(Failure::new(format!(
+            "--text: {bytes} bytes are too few for a sequence of {longest} tokens"
+        )));
+    }
+    Ok(())
+}
+
+fn train_tokenizer(texts: &[Text], vocab: usize) -> Outcome<Tokenizer> {
+    if vocab == SMALLEST_VOCAB {
+        return Ok(Tokenizer::bytes()?);
+    }
+    let texts = texts.iter().map(|text| text.text.as_str());
+    Ok(Tokenizer::train(texts, vocab, MIN_FREQUENCY)?)
+}
+
+fn checkpoint(folder: &Folder, identity: &Identity) -> Outcome<Checkpoint> {
+    let checkpoint = folder.checkpoint()?;
+    checkpoint.header.identity.check(identity).map_err(|reason| {
+        Failure::new(format!("{}: {reason}", folder.path().display()))
+            .hint("--resume goes on with the same settings, text and tokenizer alone")
+    })?;
+    Ok(checkpoint)
+}

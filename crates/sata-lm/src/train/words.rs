@@ -1,0 +1,104 @@
+//! An attention in short words, as on a command line.
+
+use crate::{Attention, Kernel, Position};
+
+impl Attention {
+    /// The same heads with what short words change: a kernel (`softmax`, `window`, `taylor:TERMS`,
+    /// `power:EXPONENT`), then any of `+near:BLOCKS`, `+near:none`, `+block:TOKENS`,
+    /// `+sinks:TOKENS`, `+rotary`, `+slopes`, `+gates`, `+none`. What is not said stays, but that
+    /// softmax has no near blocks or sinks.
+    ///
+    /// # Errors
+    /// One sentence that names the word. Whether the whole can be built is for
+    /// [`Config::check`](crate::Config::check).
+    pub fn in_words(&self, words: &str) -> Result<Self, String> {
+        let mut attention = self.clone();
+        let mut words = words.split('+');
+        let first = words.next().unwrap_or_default();
+        attention.kernel = match first.split_once(':') {
+            None if first == "softmax" => Kernel::Softmax,
+            None if first == "window" => Kernel::Window,
+            Some(("taylor", terms)) => Kernel::Taylor { terms: number(first, terms)? },
+            Some(("power", exponent)) => Kernel::Power { exponent: number(first, exponent)? },
+            _ => {
+                return Err(format!(
+                    "'{first}' is none of softmax, window, taylor:TERMS, power:EXPONENT"
+                ));
+            }
+        };
+        if attention.kernel == Kernel::Softmax {
+            (attention.near, attention.sinks) = (None, 0);
+        }
+        for word in words {
+            match word.split_once(':') {
+                None if word == "rotary" => attention.position = Position::Rotary,
+                None if word == "slopes" => attention.position = Position::Slopes,
+                None if word == "gates" => attention.position = Position::Gates,
+                None if word == "none" => attention.position = Position::None,
+                Some(("near", "none")) => attention.near = None,
+                Some(("near", n)) => attention.near = Some(number(word, n)?),
+                Some(("block", n)) => attention.block = number(word, n)?,
+                Some(("sinks", n)) => attention.sinks = number(word, n)?,
+                _ => {
+                    return Err(format!(
+                        "'{word}' is none of near:BLOCKS, block:TOKENS, sinks:TOKENS, rotary, \
+                         slopes, gates, none"
+                    ));
+                }
+            }
+        }
+        Ok(attention)
+    }
+}
+
+fn number(word: &str, digits: &str) -> Result<usize, String> {
+    digits.parse().map_err(|_| format!("'{word}': '{digits}' is not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_change_what_they_say() {
+        let before = Attention {
+            heads: 4,
+            kv_heads: None,
+            head_dim: 16,
+            kernel: Kernel::Taylor { terms: 3 },
+            near: Some(1),
+            block: 64,
+            sinks: 2,
+            position: Position::Gates,
+            qk_norm: true,
+        };
+        let softmax = before.in_words("softmax+rotary").unwrap();
+        assert_eq!((softmax.near, softmax.sinks), (None, 0));
+        assert_eq!((&softmax.kernel, softmax.position), (&Kernel::Softmax, Position::Rotary));
+        let taylor = before.in_words("taylor:5").unwrap();
+        assert_eq!(taylor, Attention { kernel: Kernel::Taylor { terms: 5 }, ..before.clone() });
+        let power = before.in_words("power:4+near:none+block:32+sinks:0+slopes").unwrap();
+        assert_eq!(
+            power,
+            Attention {
+                kernel: Kernel::Power { exponent: 4 },
+                near: None,
+                block: 32,
+                sinks: 0,
+                position: Position::Slopes,
+                ..before.clone()
+            }
+        );
+        for (wrong, word) in [
+            ("", "''"),
+            ("taylor", "'taylor'"),
+            ("taylor:x", "'x'"),
+            ("softmax+", "''"),
+            ("window+far:3", "'far:3'"),
+            ("window+near:-1", "'-1'"),
+        ] {
+            let said = before.in_words(wrong).unwrap_err();
+            assert!(said.contains(word), "{wrong}: {said}");
+        }
+    }
+}
