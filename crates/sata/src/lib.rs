@@ -86,7 +86,7 @@ mod state;
 mod view;
 
 pub use arch::Level;
-pub use attention::{Call, Gradients};
+pub use attention::{Call, Gradients, StateGradient};
 pub use diagnostics::{Diagnostics, HeadDiagnostics};
 pub use element::{Element, Real};
 pub use error::Error;

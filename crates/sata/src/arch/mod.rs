@@ -18,8 +18,8 @@ use std::str::FromStr;
 pub(crate) use buffer::Buffer;
 pub(crate) use kernels::{
     Absorb, By, CacheOne, Coefficients, DECODE_SCRATCH, Direct, Fading, Far, FromSums, How,
-    Moments, PANEL, Packed, Pairs, PairsWork, QUERIES, Read, ReadOne, Scratch, Sight, Stretch,
-    TOKENS, Tokens, Values, WeighOne, Weighed, stride,
+    Moments, PANEL, Packed, Pairs, PairsWork, QUERIES, Read, ReadBack, ReadBackWork, ReadOne,
+    Scratch, Sight, Stretch, TOKENS, Tokens, Values, WeighOne, Weighed, stride,
 };
 
 use crate::Error;
@@ -160,6 +160,7 @@ pub struct Kernels<T> {
     pub(crate) weigh_one: unsafe fn(&mut WeighOne<'_, T>, usize),
     pub(crate) cache_one: unsafe fn(&mut CacheOne<'_, T>),
     pub(crate) pairs: unsafe fn(&mut Pairs<'_, T>),
+    pub(crate) read_back: unsafe fn(&mut ReadBack<'_, T>),
 }
 
 /// A module with one entry point per kernel and their table.
@@ -237,6 +238,12 @@ macro_rules! entry_points {
             }
 
             $(#[target_feature(enable = $features)])?
+            unsafe fn read_back(a: &mut ReadBack<'_, $elem>) {
+                // SAFETY: the caller has made sure of the instructions.
+                unsafe { vector_kernels::read_back::<G>(a) }
+            }
+
+            $(#[target_feature(enable = $features)])?
             unsafe fn weigh_one(a: &mut WeighOne<'_, $elem>, d_key: usize) {
                 // SAFETY: the caller has made sure of the instructions.
                 unsafe { vector_kernels::weigh_one::<V>(a, d_key) }
@@ -262,6 +269,7 @@ macro_rules! entry_points {
                 weigh_one,
                 cache_one,
                 pairs,
+                read_back,
             };
         }
     };

@@ -12,7 +12,7 @@ mod stream;
 mod tally;
 mod window;
 
-pub use backward::Gradients;
+pub use backward::{Gradients, StateGradient};
 pub use call::Call;
 pub(crate) use call::Shape;
 pub(crate) use direct::{Seen, direct};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::method::Method;
 use super::{Piece, load};
 use crate::arch::{Buffer, TOKENS, Tokens, stride};
-use crate::state::{Raw, running};
+use crate::state::{Mark, Raw, running};
 use crate::{Element, Real};
 
 /// The tokens of one key/value head of one sequence, counted from its first open token: those that
@@ -221,6 +221,30 @@ impl<T: Real> Window<T> {
             }
             self.live.push(last);
         }
+    }
+
+    /// Makes ready to fold the first `count` tokens: sets their weights in the window, gives the
+    /// factor that is left of the sums and what the weights were.
+    pub(super) fn begin_fold(
+        &mut self,
+        d_key: usize,
+        count: usize,
+        mark: &mut Mark,
+    ) -> (T, Vec<T>) {
+        let Window { keys, ld, g, .. } = self;
+        let padded = count.next_multiple_of(TOKENS);
+        let weights = &mut keys[d_key * *ld..][..padded];
+        let before = weights.to_vec();
+        weights[count..].fill(T::ZERO);
+        let live = |i: usize| before[i] != T::ZERO;
+        let g = &g[..count.min(g.len())];
+        let factor = mark.fold(count, g, live, |i, w| weights[i] = w);
+        (factor, before)
+    }
+
+    /// Puts the weights back.
+    pub(super) fn end_fold(&mut self, d_key: usize, before: &[T]) {
+        self.keys[d_key * self.ld..][..before.len()].copy_from_slice(before);
     }
 
     /// g at the `count`-th token, at the last before the window for 0.

@@ -169,6 +169,7 @@ impl<T: Real> FoldWork<T> {
                 tile,
                 tokens: from,
                 values: Values { rows: values, prepared: &self.prepared },
+                by: &[],
                 padded: self.padded,
                 sums: &mut self.sums,
                 z: &mut self.z,

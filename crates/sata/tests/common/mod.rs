@@ -5,6 +5,7 @@ pub mod calls;
 pub mod case;
 pub mod check;
 mod fade;
+pub mod gradients;
 pub mod packed;
 pub mod settings;
 pub mod states;

@@ -128,6 +128,7 @@ impl Take for Rows {
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
 pub(super) unsafe fn absorb(t: &mut impl Tiles, a: &mut Absorb<'_, f32>) {
+    assert!(a.by.is_empty(), "tiles weigh all tokens alike");
     let count = a.tokens.count;
     let rows = a.tile.len.next_multiple_of(16);
     let padded = a.padded;

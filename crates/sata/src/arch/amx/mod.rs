@@ -74,6 +74,7 @@ pub(super) static KERNELS: Kernels<f32> = Kernels {
     weigh_one: avx512_f32::KERNELS.weigh_one,
     cache_one: avx512_f32::KERNELS.cache_one,
     pairs: avx512_f32::KERNELS.pairs,
+    read_back: avx512_f32::KERNELS.read_back,
 };
 
 #[cfg(test)]

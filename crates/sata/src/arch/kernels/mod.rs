@@ -12,6 +12,7 @@ mod direct;
 mod features;
 mod gemm;
 mod pairs;
+mod reverse;
 mod sums;
 
 /// The kernels over any [`Vector`](super::vector::Vector).
@@ -20,10 +21,12 @@ pub(super) mod vector_kernels {
     pub(in crate::arch) use super::decode::{read_one, weigh_one};
     pub(in crate::arch) use super::direct::{exponential, moments, polynomial};
     pub(in crate::arch) use super::pairs::pairs;
+    pub(in crate::arch) use super::reverse::read_back;
     pub(in crate::arch) use super::sums::{absorb, fold, pack, read};
 }
 
 pub(crate) use pairs::{By, FromSums, Pairs, PairsWork, QUERIES, Stretch, Weighed};
+pub(crate) use reverse::{ReadBack, ReadBackWork};
 
 use crate::Real;
 use crate::basis::{Basis, Tile};
@@ -122,12 +125,14 @@ pub(crate) struct Values<'a, T> {
     pub prepared: &'a [T],
 }
 
-/// `sums[f] += Σ_t Φ_f(x_t)·v_t`, and the same with 1 for v_t, lane by lane, in `z`.
+/// `sums[f] += Σ_t Φ_f(x_t)·v_t`, and the same with 1 or `by[t]` for v_t, lane by lane, in `z`.
 pub(crate) struct Absorb<'a, T> {
     pub basis: &'a Basis,
     pub tile: &'a Tile,
     pub tokens: Tokens<'a, T>,
     pub values: Values<'a, T>,
+    /// `[tokens]`, or empty for ones; the tile unit takes ones alone.
+    pub by: &'a [T],
     pub padded: usize,
     /// `[TILE][padded]`, this chunk's sums.
     pub sums: &'a mut [T],

@@ -106,22 +106,28 @@ where
     }
 }
 
-/// Stores features as panel rows and adds up their tokens, lane by lane.
-struct Absorbing<V: Vector> {
+/// Stores features as panel rows and adds up their tokens, each times `by` if BY, lane by lane.
+struct Absorbing<V: Vector, const BY: bool> {
     panel: *mut V::Elem,
     z: *mut V::Elem,
+    by: *const V::Elem,
 }
 
-impl<V: Vector> Emit<V> for Absorbing<V> {
+impl<V: Vector, const BY: bool> Emit<V> for Absorbing<V, BY> {
     #[inline(always)]
     unsafe fn emit<const W: usize>(&mut self, f: usize, at: usize, row: [V; W]) {
-        // SAFETY: f < TILE, at + W·LANES ≤ PANEL, and z has TOKENS ≥ LANES elements per feature.
+        // SAFETY: f < TILE, at + W·LANES ≤ PANEL, z has TOKENS ≥ LANES elements per feature, and
+        // `by` one per token.
         unsafe {
             let z = self.z.add(f * TOKENS);
             let mut total = V::load(z);
             for (w, row) in row.iter().enumerate() {
                 row.store(self.panel.add(f * PANEL + at + w * V::LANES));
-                total = total.add(*row);
+                total = if BY {
+                    row.mul_add(V::load(self.by.add(at + w * V::LANES)), total)
+                } else {
+                    total.add(*row)
+                };
             }
             total.store(z);
         }
@@ -147,19 +153,26 @@ where
             tile: a.tile,
             tokens: a.tokens.panel(t),
             values: Values { rows: &a.values.rows[t * a.padded..], prepared: &[] },
+            by: a.by.get(t..).unwrap_or(&[]),
             padded: a.padded,
             sums: a.sums,
             z: a.z,
             scratch: a.scratch,
         };
         // SAFETY: forwarded.
-        unsafe { absorb_panel::<V, G>(&mut panel) };
+        unsafe {
+            if a.by.is_empty() {
+                absorb_panel::<V, G, false>(&mut panel);
+            } else {
+                absorb_panel::<V, G, true>(&mut panel);
+            }
+        }
     }
 }
 
 /// One panel.
 #[inline(always)]
-unsafe fn absorb_panel<V, G>(a: &mut Absorb<'_, V::Elem>)
+unsafe fn absorb_panel<V, G, const BY: bool>(a: &mut Absorb<'_, V::Elem>)
 where
     V: Vector,
     G: Vector<Elem = V::Elem>,
@@ -168,7 +181,7 @@ where
     let rows = a.tile.len.next_multiple_of(8);
     assert!(count <= PANEL && count.is_multiple_of(TOKENS) && a.tile.len <= TILE);
     assert!(a.tokens.x.len() >= a.basis.d_key() * a.tokens.ld + count);
-    assert!(a.values.rows.len() >= count * a.padded);
+    assert!(a.values.rows.len() >= count * a.padded && (!BY || a.by.len() >= count));
     assert!(a.sums.len() >= rows * a.padded && a.z.len() >= a.tile.len * TOKENS);
     assert!(a.scratch.stack.len() >= a.tile.order * PANEL);
     a.scratch.panel[a.tile.len * PANEL..rows * PANEL].fill(crate::Real::from_f64(0.0));
@@ -180,7 +193,7 @@ where
             a.tile,
             a.tokens,
             a.scratch.stack.as_mut_ptr(),
-            Absorbing { panel, z: a.z.as_mut_ptr() },
+            Absorbing::<G, BY> { panel, z: a.z.as_mut_ptr(), by: a.by.as_ptr() },
         );
         gemm::<V>(
             rows,

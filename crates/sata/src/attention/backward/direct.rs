@@ -1,7 +1,7 @@
 //! The direct form: every query weighs every key.
 
 use super::Env;
-use super::gradients::Out;
+use super::gradients::{Out, by_logs};
 use super::panel::{Made, PanelWork, Raws};
 use crate::arch::QUERIES;
 use crate::attention::standing::Standing;
@@ -115,13 +115,7 @@ fn finish<E: Element>(env: &Env<'_, E>, task: &mut Task<'_, '_, E>, out: &Out<'_
     if !env.fades {
         return 0.0;
     }
-    // The logarithm of a gate is part of g of all tokens from its own on.
-    let mut by_log = vec![0.0; keys];
-    let mut sum = 0.0;
-    for (by_log, dw) in by_log.iter_mut().zip(&of_keys.dw).rev() {
-        sum -= dw;
-        *by_log = sum;
-    }
+    let (by_log, _) = by_logs(&of_keys.dw[..keys], 0.0);
     // SAFETY: as above.
     unsafe { out.write_fading(task.piece, task.kv_head, &by_log) };
     -by_log.iter().sum::<f64>()

@@ -1,5 +1,6 @@
 //! Where gradients go.
 
+use super::state::StateGradient;
 use crate::attention::{Call, Piece};
 use crate::view::Rows;
 use crate::{Decay, Element, Error, Real, Spec, ViewMut};
@@ -18,12 +19,14 @@ pub struct Gradients<'a, E: Real> {
     pub log_gates: Option<ViewMut<'a, E>>,
     /// By the slopes, `[kv_heads]`, summed over the batch, for a spec with [`Decay::Slopes`].
     pub slopes: Option<&'a mut [f64]>,
+    /// By the final state when the call begins; by the initial one, if there is one, when it ends.
+    pub state: Option<&'a mut StateGradient<E>>,
 }
 
 impl<'a, E: Real> Gradients<'a, E> {
     /// Those by q, k and v alone.
     pub fn new(q: ViewMut<'a, E>, k: ViewMut<'a, E>, v: ViewMut<'a, E>) -> Self {
-        Gradients { q, k, v, log_gates: None, slopes: None }
+        Gradients { q, k, v, log_gates: None, slopes: None, state: None }
     }
 
     /// And by the logarithms of the gates, `[batch, kv_heads, keys, 1]`.
@@ -35,6 +38,13 @@ impl<'a, E: Real> Gradients<'a, E> {
     /// And by the slopes, `[kv_heads]`, summed over the batch.
     pub fn slopes(mut self, slopes: &'a mut [f64]) -> Self {
         self.slopes = Some(slopes);
+        self
+    }
+
+    /// And by the state: takes what a later call has left for the state that this call made, leaves
+    /// what belongs to the state that it began with.
+    pub fn state(mut self, state: &'a mut StateGradient<E>) -> Self {
+        self.state = Some(state);
         self
     }
 
@@ -117,4 +127,18 @@ impl<E: Element> Out<'_, E> {
             }
         }
     }
+}
+
+/// What a loss owes to the logarithm of each gate, when tokens have Σ_t w dw of `dw` and all that was
+/// seen at the end has `later`; and then to all that was seen at the beginning.
+///
+/// A gate is part of g of all tokens from its own on, and the weights of each query have Σ w dw = 0.
+pub(super) fn by_logs(dw: &[f64], later: f64) -> (Vec<f64>, f64) {
+    let mut by_log = vec![0.0; dw.len()];
+    let mut sum = later;
+    for (by_log, dw) in by_log.iter_mut().zip(dw).rev() {
+        sum -= dw;
+        *by_log = sum;
+    }
+    (by_log, sum)
 }

@@ -6,13 +6,14 @@ use super::Env;
 use crate::arch::{
     Buffer, By, FromSums, Pairs, PairsWork, QUERIES, Sight, Stretch, TOKENS, Tokens, Weighed,
 };
+use crate::attention::method::Method;
 use crate::attention::standing::Standing;
 use crate::attention::window::{Sinks, Window};
 use crate::attention::{Piece, load};
 use crate::{Element, Near, Real};
 
 /// Gradients of some keys in the making.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Made<T> {
     /// `[tokens][padded_key]`.
     pub dk: Buffer<T>,
@@ -25,11 +26,37 @@ pub(super) struct Made<T> {
 impl<T: Real> Made<T> {
     /// Zeros for `tokens` tokens, and as many as make whole vectors.
     pub fn new<E: Element<Compute = T>>(env: &Env<'_, E>, tokens: usize) -> Self {
-        let tokens = tokens.next_multiple_of(TOKENS);
+        let padded = [env.padded_key, env.method.padded];
+        Self::zeros(tokens.next_multiple_of(TOKENS), padded, env.fades)
+    }
+
+    /// Zeros, with rows of these lengths.
+    pub fn zeros(tokens: usize, [key, value]: [usize; 2], fades: bool) -> Self {
         Made {
-            dk: Buffer::zeroed(tokens * env.padded_key),
-            dv: Buffer::zeroed(tokens * env.method.padded),
-            dw: vec![0.0; if env.fades { tokens } else { 0 }],
+            dk: Buffer::zeroed(tokens * key),
+            dv: Buffer::zeroed(tokens * value),
+            dw: vec![0.0; if fades { tokens } else { 0 }],
+        }
+    }
+
+    /// Makes them zeros.
+    pub fn clear(&mut self) {
+        self.dk.fill(T::ZERO);
+        self.dv.fill(T::ZERO);
+        self.dw.fill(0.0);
+    }
+
+    /// Adds those of tokens `which` of others to those from `at` on.
+    pub fn add_at(&mut self, at: usize, other: &Self, which: Range<usize>, method: &Method<T>) {
+        let key = method.d_key.next_multiple_of(method.kernels.lanes);
+        for (to, from, row) in
+            [(&mut self.dk, &other.dk, key), (&mut self.dv, &other.dv, method.padded)]
+        {
+            let from = &from[which.start * row..which.end * row];
+            to[at * row..].iter_mut().zip(from).for_each(|(a, &b)| *a += b);
+        }
+        if !self.dw.is_empty() && !other.dw.is_empty() {
+            self.dw[at..].iter_mut().zip(&other.dw[which]).for_each(|(a, &b)| *a += b);
         }
     }
 
@@ -99,6 +126,50 @@ fn joined<T: Real>([high, low]: &[Buffer<T>; 2], count: usize) -> Vec<f64> {
     high.iter().zip(&**low).take(count).map(|(h, l)| h.to_f64() + l.to_f64()).collect()
 }
 
+/// What a panel's queries have read from far sums.
+pub(super) struct FromFar<T> {
+    level: [T; QUERIES],
+    den: [T; QUERIES],
+    dot: [T; QUERIES],
+}
+
+/// The same, with the queries' gradients by what they have read.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'s, T> {
+    from: FromSums<'s, T>,
+    /// `[d_key][ld]`, by sums and by z.
+    by: [&'s [T]; 2],
+    ld: usize,
+}
+
+impl<T: Real> FromFar<T> {
+    /// At what level each query's sums are.
+    pub fn new(method: &Method<T>, standing: &Standing<T>) -> Self {
+        // Stands for nothing beside anything.
+        let nothing = T::from_f64(-1e30);
+        let mut level = [nothing; QUERIES];
+        for (t, level) in level.iter_mut().enumerate().take(standing.len()) {
+            if standing.has_far[t] {
+                let gap = if method.fades { standing.gap[t] } else { 0.0 };
+                *level = if gap > -1e30 { T::from_f64(gap) } else { nothing };
+            }
+        }
+        FromFar { level, den: [T::ZERO; QUERIES], dot: [T::ZERO; QUERIES] }
+    }
+
+    /// Takes what was read, from query `first` on.
+    pub fn take(&mut self, first: usize, dot: &[T], den: &[T]) {
+        for (to, from) in [(&mut self.dot, dot), (&mut self.den, den)] {
+            to.iter_mut().zip(&from[first..]).for_each(|(to, &from)| *to = from);
+        }
+    }
+
+    pub fn seen<'s>(&'s self, by: [&'s [T]; 2], ld: usize) -> Seen<'s, T> {
+        let from = FromSums { level: &self.level, den: &self.den, dot: &self.dot };
+        Seen { from, by, ld }
+    }
+}
+
 /// Working memory of one thread.
 pub(super) struct PanelWork<T> {
     /// Queries, `[d_key + 1][QUERIES]`, and row by row.
@@ -126,6 +197,11 @@ impl<T: Real> PanelWork<T> {
             delta: of(1),
             pairs: PairsWork::default(),
         }
+    }
+
+    /// What query `t` multiplied its far sums by, over D; and its δ.
+    pub fn settled(&self, t: usize) -> (T, T) {
+        (self.factor[t], self.delta[t])
     }
 }
 
@@ -164,7 +240,7 @@ impl<E: Element> Env<'_, E> {
         queries: Range<usize>,
         raws: &Raws<'_, E::Compute>,
         standing: &Standing<E::Compute>,
-        sums: Option<FromSums<'_, E::Compute>>,
+        seen: Option<Seen<'_, E::Compute>>,
         [of_window, of_sinks]: [&mut Made<E::Compute>; 2],
         work: &mut PanelWork<E::Compute>,
     ) {
@@ -221,7 +297,7 @@ impl<E: Element> Env<'_, E> {
             dy_rows: &work.dy_rows,
             weighed: &mut weighed,
             stretches: &stretches,
-            sums,
+            sums: seen.map(|seen| seen.from),
             dq: &mut work.dq,
             factor: &mut work.factor,
             delta: &mut work.delta,
@@ -232,7 +308,14 @@ impl<E: Element> Env<'_, E> {
         unsafe { (method.kernels.pairs)(&mut pairs) };
         for (t, token) in queries.enumerate() {
             let place = [piece.q_batch, head, piece.q_first + token];
-            let row = &work.dq[t * self.padded_key..][..method.d_key];
+            let row = &mut work.dq[t * self.padded_key..][..method.d_key];
+            if let Some(Seen { by: [by_sums, by_z], ld, .. }) = seen {
+                let (factor, delta) = (work.factor[t], work.delta[t]);
+                for (channel, dq) in row.iter_mut().enumerate() {
+                    let at = channel * ld + t;
+                    *dq += factor * (by_sums[at] - delta * by_z[at]);
+                }
+            }
             // SAFETY: forwarded.
             unsafe { self.dq.write(place, row.iter().map(|&x| x * method.scale)) };
         }

@@ -31,7 +31,7 @@ struct Scene<'s, 'a, E: Element> {
 impl<E: Element> Env<'_, E> {
     /// Reads and absorbs a head's tokens in order.
     pub(super) fn causal(&self, unit: &mut Unit<'_, '_, E>) -> Tally {
-        let chunks = self.chunks(unit.open, unit.piece.keys);
+        let chunks = self.method.chunks(self.chunk, self.keep, unit.open, unit.piece.keys);
         let longest = chunks.iter().map(|chunk| chunk.window().len()).max().unwrap_or(0);
         let widest = chunks.iter().map(|chunk| chunk.queries.len()).max().unwrap_or(0);
         let ld = stride(widest);
@@ -189,13 +189,14 @@ impl<E: Element> Env<'_, E> {
         let Slice { far, fold, scratch, packed, window, .. } = slice;
         let tokens = window.tokens(folds);
         let base = self.basis.tiles()[slice.tiles.start].start;
-        for tiles in self.tiles_at_once(slice.tiles.clone()) {
+        for tiles in self.method.tiles_at_once(self.basis, slice.tiles.clone()) {
             let mut far = far.part(tiles[0].start - base, features(tiles), d_value);
-            if reads && packed.pack(self, tiles, far.sums, far.z) {
+            if reads && packed.pack(self.method, self.basis, tiles, far.sums, far.z) {
                 for g in 0..self.group {
                     let x = &queries.x[g * (d_key + 1) * queries.ld..];
                     packed.read(
-                        self,
+                        self.method,
+                        self.basis,
                         tiles,
                         Tokens { x, ld: queries.ld, count },
                         &mut num[g * each * self.method.padded..],
@@ -208,7 +209,7 @@ impl<E: Element> Env<'_, E> {
                 fold.fold_tiles(self.basis, tiles, tokens, &window.values, factor, &mut far);
             }
         }
-        slice.end_fold(d_key, &before);
+        slice.window.end_fold(d_key, &before);
     }
 
     /// Raw tokens are weighed and outputs written.

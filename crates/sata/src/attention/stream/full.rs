@@ -15,7 +15,7 @@ use crate::{Element, parallel};
 impl<E: Element> Env<'_, E> {
     /// Absorbs a head's keys, for queries that read the finished context.
     pub(super) fn absorb(&self, unit: &mut Unit<'_, '_, E>) -> Tally {
-        let mut chunks = self.chunks(unit.open, unit.piece.keys);
+        let mut chunks = self.method.chunks(self.chunk, self.keep, unit.open, unit.piece.keys);
         if !self.keep {
             chunks.iter_mut().for_each(|chunk| chunk.fold = chunk.window().end);
         }
@@ -116,14 +116,14 @@ impl<E: Element> Env<'_, E> {
         let mut num = Buffer::zeroed(method.planes() * count * method.padded);
         let mut den = Buffer::zeroed(method.planes() * count);
         let mut scratch = Scratch::new(self.basis);
-        let mut packed = super::PackedSums::new(self);
+        let mut packed = super::PackedSums::new(method);
         let sums = &unit.head.sums;
         let tokens = Tokens { x: &x, ld, count };
-        for tiles in self.tiles_at_once(0..self.basis.tiles().len()) {
+        for tiles in method.tiles_at_once(self.basis, 0..self.basis.tiles().len()) {
             let which = tiles[0].start..tiles[0].start + features(tiles);
             let rows = which.start * method.d_value..which.end * method.d_value;
-            if packed.pack(self, tiles, &sums.sums[rows], &sums.z[which]) {
-                packed.read(self, tiles, tokens, &mut num, &mut den, &mut scratch);
+            if packed.pack(method, self.basis, tiles, &sums.sums[rows], &sums.z[which]) {
+                packed.read(method, self.basis, tiles, tokens, &mut num, &mut den, &mut scratch);
             }
         }
         let mut tally = Tally::default();

@@ -134,6 +134,7 @@ impl Inputs {
                 tile,
                 tokens: Tokens { x: &k, ld: self.keys, count: self.keys },
                 values: Values { rows: &rows, prepared: &prepared },
+                by: &[],
                 padded,
                 sums: &mut sums,
                 z: &mut z,

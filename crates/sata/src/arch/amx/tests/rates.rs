@@ -144,6 +144,7 @@ fn rates() {
                                         rows: &rows[at * padded..],
                                         prepared: &prepared[at / PANEL * part..],
                                     },
+                                    by: &[],
                                     padded,
                                     sums: &mut tile_sums,
                                     z: &mut tile_z,

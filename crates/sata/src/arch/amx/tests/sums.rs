@@ -66,6 +66,7 @@ fn check_absorb(make: impl Fn() -> Box<dyn FnMut(&mut Absorb<'_, f32>)>) {
                     tile,
                     tokens: Tokens { x: &x, ld, count },
                     values: Values { rows: &rows, prepared: &prepared },
+                    by: &[],
                     padded,
                     sums: &mut sums,
                     z: &mut z,
