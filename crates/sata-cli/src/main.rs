@@ -2,14 +2,18 @@
 
 mod attend;
 mod bench;
+mod compare;
 mod corpus;
 mod cost;
 mod errors;
 mod eval;
 mod failure;
+mod generate;
 mod html;
 mod inspect;
+mod interrupt;
 mod machine;
+mod model;
 mod near;
 mod numbers;
 mod output;
@@ -54,6 +58,10 @@ enum Command {
     Tokenizer(tokenizer::TokenizerArgs),
     /// Train a language model on text
     Train(train::TrainArgs),
+    /// Write text with a model, at constant cost per token
+    Generate(generate::GenerateArgs),
+    /// Compare trained models: their curves, and bits per byte near and far
+    Compare(compare::CompareArgs),
     /// Measure a model: bits per byte by position, recall of pairs, needles in a text
     Eval(eval::EvalArgs),
     /// Measure this machine
@@ -90,7 +98,9 @@ fn run(cli: &Cli) -> Outcome {
         Command::Cost(args) => cost::run(args),
         Command::Reproduce(args) => reproduce::run(args),
         Command::Corpus(args) => corpus::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),

@@ -15,8 +15,16 @@ use crate::failure::{Failure, Outcome};
 /// # Errors
 /// [`Failure::BrokenPipe`] when its reader has gone.
 pub fn say(line: impl Display) -> Outcome {
+    print(&format!("{line}\n"))
+}
+
+/// Writes text to standard output, where it is seen at once.
+///
+/// # Errors
+/// As for [`say`].
+pub fn print(text: &str) -> Outcome {
     let mut out = io::stdout().lock();
-    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::BrokenPipe,
         _ => Failure::new(format!("standard output: {error}")),

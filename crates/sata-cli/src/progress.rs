@@ -12,10 +12,17 @@ pub struct Progress {
 impl Progress {
     /// A bar of so many units of work.
     pub fn new(units: u64) -> Self {
-        let bar = ProgressBar::new(units);
-        let style = ProgressStyle::with_template(
-            "{spinner} {wide_msg} {bar:32} {percent:>3} % {elapsed_precise}",
-        );
+        let template = "{spinner} {wide_msg} {bar:32} {percent:>3} % {elapsed_precise}";
+        Self::of(ProgressBar::new(units), template)
+    }
+
+    /// Of work whose end may be unknown: no bar, what is being done alone.
+    pub fn endless() -> Self {
+        Self::of(ProgressBar::new_spinner(), "{spinner} {wide_msg}")
+    }
+
+    fn of(bar: ProgressBar, template: &str) -> Self {
+        let style = ProgressStyle::with_template(template);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(200));
         Progress { bar }

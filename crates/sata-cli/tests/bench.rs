@@ -50,7 +50,10 @@ fn an_odd_number_of_terms_leaves_gauss_out() {
 #[test]
 fn wrong_words() {
     let room = Room::new();
-    room.bad("bench cpu --only speed", &["--only speed", "prefill, decode, settings, memory"]);
+    room.bad(
+        "bench cpu --only speed",
+        &["--only speed", "prefill, decode, settings, backward, memory"],
+    );
     room.bad("bench cpu --dtype f8", &["--dtype f8"]);
     room.bad("bench cpu --only settings --terms 0", &["terms is 0", "at least 1"]);
     room.bad("bench cpu --heads 0", &["--heads", "at least 1"]);

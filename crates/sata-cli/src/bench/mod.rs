@@ -1,5 +1,6 @@
 //! `sata bench`: rates of this machine, as ratios against baselines measured in the same run.
 
+mod backward;
 mod baseline;
 mod decode;
 pub mod generate;
@@ -32,7 +33,7 @@ pub enum BenchCommand {
 #[derive(Debug, Args)]
 pub struct CpuArgs {
     /// Measure only these, of prefill, decode, settings (what near blocks, series chosen per query
-    /// and decay cost, over going without) and memory
+    /// and decay cost, over going without), backward (both passes over the forward one) and memory
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub only: Vec<String>,
     /// Head sizes d_key = d_value; settings are measured at 16 and 32
@@ -109,9 +110,9 @@ struct Report {
 /// A word that is not known, or what the library refuses.
 pub fn cpu(args: &CpuArgs) -> Outcome {
     for word in &args.only {
-        if !["prefill", "decode", "settings", "memory"].contains(&word.as_str()) {
+        if !["prefill", "decode", "settings", "backward", "memory"].contains(&word.as_str()) {
             return Err(Failure::new(format!(
-                "--only {word}: it is none of prefill, decode, settings, memory"
+                "--only {word}: it is none of prefill, decode, settings, backward, memory"
             )));
         }
     }
@@ -136,6 +137,9 @@ pub fn cpu(args: &CpuArgs) -> Outcome {
     if wants("settings") {
         rows.extend(pool(args.threads)?.install(|| settings::prefill(args))?);
         rows.extend(pool(1)?.install(|| settings::decode(args))?);
+    }
+    if wants("backward") {
+        rows.extend(pool(args.threads)?.install(|| backward::rows(args))?);
     }
     if wants("memory") {
         rows.extend(pool(args.threads)?.install(|| memory::rows(args))?);

@@ -1,17 +1,15 @@
 //! What is measured, and on what.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sata_lm::infer::Weights;
-use sata_lm::{END_OF_TEXT, Tokenizer, TokenizerError, shipped};
+use sata_lm::{END_OF_TEXT, Tokenizer};
 
-use super::EvalArgs;
 use crate::failure::{Failure, Outcome};
+use crate::model::Model;
 use crate::texts::read_texts;
 
-/// A model's tokenizer, in its folder.
-const TOKENIZER_FILE: &str = "tokenizer.json";
 /// What training left beside a model.
 const TRAINING_FILE: &str = "training.json";
 
@@ -32,58 +30,35 @@ pub struct Input {
 }
 
 impl Input {
-    /// Reads what the arguments name.
+    /// Reads a model, the program's own if no folder is named, and texts. Without a `context` the
+    /// folder's record of its training says it.
     ///
     /// # Errors
     /// Files that are missing, damaged or do not fit each other.
-    pub fn load(args: &EvalArgs) -> Outcome<Self> {
-        let (weights, tokenizer) = match &args.model {
-            Some(folder) => {
-                let tokenizer = Tokenizer::load(folder.join(TOKENIZER_FILE)).map_err(failed);
-                (Weights::load(folder)?, tokenizer?)
-            }
-            None => {
-                let model = shipped().ok_or_else(|| {
-                    Failure::new("--model is needed: no model comes with this build")
-                })?;
-                let weights = Weights::from_bytes(model.config, model.weights, model.name)?;
-                (weights, Tokenizer::from_bytes(model.tokenizer).map_err(failed)?)
-            }
-        };
-        if weights.config().vocab != tokenizer.vocab() {
-            return Err(Failure::new(format!(
-                "{}: the model has {} tokens, its tokenizer {}",
-                weights.source(),
-                weights.config().vocab,
-                tokenizer.vocab()
-            )));
-        }
-        let context = match (args.context, &args.model) {
+    pub fn load(model: Option<&Path>, context: Option<usize>, texts: &[PathBuf]) -> Outcome<Self> {
+        let Model { weights, tokenizer } = Model::load(model)?;
+        let context = match (context, model) {
             (Some(context), _) => context,
             (None, Some(folder)) => trained_context(folder)?,
             (None, None) => return Err(no_context("the model")),
         };
-        let texts = read_texts(&args.text)?;
+        let texts = read_texts(texts)?;
         let mut tokens = vec![];
         for text in &texts {
             if !tokens.is_empty() {
                 tokens.push(END_OF_TEXT);
             }
-            tokens.extend(tokenizer.encode(text).map_err(failed)?);
+            tokens.extend(tokenizer.encode(text)?);
         }
         let mut sizes = vec![0; tokenizer.vocab()];
         for (id, size) in sizes.iter_mut().enumerate() {
             if id != END_OF_TEXT as usize {
-                *size = tokenizer.token_bytes(id as u32).map_err(failed)?.len();
+                *size = tokenizer.token_bytes(id as u32)?.len();
             }
         }
         let bytes = texts.iter().map(String::len).sum();
-        Ok(Input { weights: Arc::new(weights), tokenizer, context, tokens, bytes, sizes })
+        Ok(Input { weights, tokenizer, context, tokens, bytes, sizes })
     }
-}
-
-fn failed(error: TokenizerError) -> Failure {
-    Failure::new(error.to_string())
 }
 
 fn no_context(what: &str) -> Failure {

@@ -18,7 +18,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::{say, say_json};
 use crate::plot;
 use crate::progress::Progress;
-use input::Input;
+pub use input::Input;
 use report::Report;
 
 /// Measure a model: bits per byte by position, recall of pairs, needles in a text
@@ -93,7 +93,7 @@ pub fn run(args: &EvalArgs) -> Outcome {
     if let Some(path) = &args.svg {
         plot::check(path, "--svg")?;
     }
-    let input = Input::load(args)?;
+    let input = Input::load(args.model.as_deref(), args.context, &args.text)?;
     let count = input.tokens.len();
     let session = Session::new(&input.weights, Sampling::greedy())?;
     let positions = PositionSettings {

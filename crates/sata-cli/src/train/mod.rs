@@ -5,8 +5,7 @@ mod report;
 mod setup;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use clap::Args;
 use sata_lm::train::{Folder, Objective, TrainError, Trainer};
@@ -14,7 +13,7 @@ use sata_lm::train::{Folder, Objective, TrainError, Trainer};
 use crate::failure::{Failure, Outcome};
 use crate::numbers::size;
 use crate::output::{say, say_json};
-use crate::{machine, plot};
+use crate::{interrupt, machine, plot};
 use report::{Report, Summary};
 use setup::Setup;
 
@@ -87,13 +86,14 @@ as it does after a kill, from the last checkpoint.";
 /// all of which leave the last checkpoint as it was.
 pub fn run(args: &TrainArgs) -> Outcome {
     machine::keep_tensors_on_their_thread();
+    machine::keep_tensor_memory();
     let threads = match args.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     machine::set_threads(Some(threads))?;
     let Setup { settings, identity, config, folder, mut trainer } = Setup::new(args, threads)?;
-    let stop = interrupt()?;
+    let stop = interrupt::flag()?;
     let mut report = Report::new(&settings, &trainer);
     while !trainer.is_finished() {
         let point = trainer.step().map_err(|error| kept(error, args))?;
@@ -135,17 +135,4 @@ fn kept(error: TrainError, args: &TrainArgs) -> Failure {
     };
     let advice = if diverged || kept.contains("kept") { advice } else { "" };
     Failure::from(error).hint(format!("{kept}{advice}"))
-}
-
-/// A flag that Ctrl-C raises; a second one ends the process at once, as it would a killed one.
-fn interrupt() -> Outcome<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let raised = Arc::clone(&flag);
-    let set = ctrlc::set_handler(move || {
-        if raised.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(crate::INTERRUPTED));
-        }
-    });
-    set.map_err(|error| Failure::new(format!("catching Ctrl-C: {error}")))?;
-    Ok(flag)
 }

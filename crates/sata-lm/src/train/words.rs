@@ -51,6 +51,33 @@ impl Attention {
     }
 }
 
+/// The short words that [`Attention::in_words`] takes.
+impl std::fmt::Display for Attention {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.kernel {
+            Kernel::Softmax => write!(f, "softmax")?,
+            Kernel::Window => write!(f, "window")?,
+            Kernel::Taylor { terms } => write!(f, "taylor:{terms}")?,
+            Kernel::Power { exponent } => write!(f, "power:{exponent}")?,
+        }
+        if let Some(blocks) = self.near {
+            write!(f, "+near:{blocks}")?;
+        }
+        if self.block != sata::DEFAULT_BLOCK {
+            write!(f, "+block:{}", self.block)?;
+        }
+        if self.sinks > 0 {
+            write!(f, "+sinks:{}", self.sinks)?;
+        }
+        f.write_str(match self.position {
+            Position::None => "+none",
+            Position::Rotary => "+rotary",
+            Position::Slopes => "+slopes",
+            Position::Gates => "+gates",
+        })
+    }
+}
+
 fn number(word: &str, digits: &str) -> Result<usize, String> {
     digits.parse().map_err(|_| format!("'{word}': '{digits}' is not a number"))
 }
@@ -58,6 +85,12 @@ fn number(word: &str, digits: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its words, and that nothing is near where they say nothing of it.
+    fn near_said(attention: &Attention) -> String {
+        let none = if attention.near.is_none() { "+near:none" } else { "" };
+        format!("{attention}{none}")
+    }
 
     #[test]
     fn words_change_what_they_say() {
@@ -89,6 +122,11 @@ mod tests {
                 ..before.clone()
             }
         );
+        for attention in [&before, &softmax, &taylor, &power] {
+            // A base that differs in everything that words can say.
+            let other = before.in_words("window+near:9+block:64+sinks:0+none").unwrap();
+            assert_eq!(other.in_words(&near_said(attention)).unwrap(), *attention, "{attention}");
+        }
         for (wrong, word) in [
             ("", "''"),
             ("taylor", "'taylor'"),
