@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sata_lm::infer::Weights;
-use sata_lm::{Tokenizer, shipped};
+use sata_lm::{SHIPPED, Tokenizer};
 
 use crate::failure::{Failure, Outcome};
 
@@ -23,8 +23,7 @@ impl Model {
     /// The model in the folder that `--model` names; the one that comes with the program without.
     ///
     /// # Errors
-    /// Files that are missing, damaged or do not fit each other; no folder, and no model in this
-    /// build.
+    /// Files that are missing, damaged or do not fit each other.
     pub fn load(folder: Option<&Path>) -> Outcome<Self> {
         match folder {
             Some(folder) => Self::in_folder(folder).map_err(|error| error.context("--model")),
@@ -39,12 +38,8 @@ impl Model {
     }
 
     fn shipped() -> Outcome<Self> {
-        let Some(model) = shipped() else {
-            return Err(Failure::new("--model is needed: no model comes with this build")
-                .hint("sata train makes one"));
-        };
-        let weights = Weights::from_bytes(model.config, model.weights, model.name)?;
-        Self::new(weights, Tokenizer::from_bytes(model.tokenizer)?)
+        let weights = Weights::from_bytes(SHIPPED.config, SHIPPED.weights, SHIPPED.name)?;
+        Self::new(weights, Tokenizer::from_bytes(SHIPPED.tokenizer)?)
     }
 
     fn new(weights: Weights, tokenizer: Tokenizer) -> Outcome<Self> {

@@ -1,10 +1,12 @@
-//! The model that comes with the program.
+//! The model that comes with the program: `model/`, whose README is its card.
 
 /// The files of a model, as bytes of the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Shipped {
     /// Its name.
     pub name: &'static str,
+    /// Tokens of the longest sequences in its training.
+    pub context: usize,
     /// `config.json`.
     pub config: &'static [u8],
     /// `model.safetensors`.
@@ -13,13 +15,11 @@ pub struct Shipped {
     pub tokenizer: &'static [u8],
 }
 
-/// The embedded model, where there is one.
-///
-/// To embed one, put its three files in a folder of this crate and give this constant
-/// `Some(Shipped { name, config: include_bytes!(…), weights: …, tokenizer: … })`.
-const SHIPPED: Option<Shipped> = None;
-
-/// The model that comes with the program; none has been embedded in this build if it is `None`.
-pub fn shipped() -> Option<Shipped> {
-    SHIPPED
-}
+/// The embedded model.
+pub const SHIPPED: Shipped = Shipped {
+    name: "the model that comes with the program",
+    context: 512,
+    config: include_bytes!("../model/config.json"),
+    weights: include_bytes!("../model/model.safetensors"),
+    tokenizer: include_bytes!("../model/tokenizer.json"),
+};

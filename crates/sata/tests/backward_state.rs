@@ -10,8 +10,8 @@ use common::{Fade, Inputs, Sizes, f64s, normal, rng};
 use rand::Rng;
 use rand::rngs::StdRng;
 use sata::{
-    Call, Centre, Decay, Error, Gradients, Near, Plan, Real, Series, Spec, State, StateGradient,
-    View, ViewMut,
+    Call, Centre, Decay, Error, Form, Gradients, Level, Near, Plan, Real, Series, Spec, State,
+    StateGradient, View, ViewMut,
 };
 
 /// All gradients of a whole, made in parts: `[q, k, v, log_gates, slopes]`.
@@ -176,7 +176,9 @@ fn parts_have_the_gradients_of_the_whole() {
                 let want = truth(&spec, &inputs, &fade, true, &f64s(&dy));
                 let what = common::check::describe(&spec, &inputs, &fade, true, "backward");
                 let what = format!("{what}, parts {ranges:?}");
-                let plan = plan_of(&spec, None);
+                // A plan that is held to the direct form has states too.
+                let form = [None, Some(Form::Direct)][rng.random_range(0..2)];
+                let plan = plan_of(&spec, form);
                 let got = in_parts::<f64>(&plan, &inputs.to(), &fade, &f64s(&dy), &ranges);
                 assert_gradients(&format!("{what}, f64"), &got, &want, tokens, 1e-9);
                 let got = in_parts::<f32>(&plan, &inputs, &fade, &dy, &ranges);
@@ -310,6 +312,65 @@ fn full_reading_goes_back_through_the_state() {
                     begun[4] = sum(&begun[4], &dm);
                 }
                 assert_gradients(&format!("{what}, context"), &begun, &want, first + more, 1e-9);
+            }
+        }
+    }
+}
+
+/// Open blocks longer than a chunk, and nothing asked of the state: what is open is summed once.
+#[test]
+fn full_reading_of_a_long_open_block() {
+    let mut rng = rng();
+    let all = Sizes { queries: 90, ..Sizes::self_attention(300, 4, 4) };
+    let context = Inputs::<f64>::new(&mut rng, all);
+    let spec = Spec::new(4, 4).terms(3).block(256).build().unwrap();
+    let plan = plan_of(&spec, None);
+    let dy = normal::<f64>(&mut rng, all.y().iter().product());
+    let want = truth(&spec, &context, &Fade::None, false, &dy);
+    let mut state = State::<f64>::new(&plan, 1, 1).unwrap();
+    let mut unread = vec![0.0; 200 * 4];
+    let (k, v) = (part(&context.k, all.k(), 0, 200), part(&context.v, all.v(), 0, 200));
+    plan.extend(&mut state, k, k, v, ViewMut::new(&mut unread, [1, 1, 200, 4]).unwrap()).unwrap();
+    let (mut dq, mut dk, mut dv) = (vec![0.0; 360], vec![0.0; 400], vec![0.0; 400]);
+    let out = Gradients::new(
+        ViewMut::new(&mut dq, all.q()).unwrap(),
+        ViewMut::new(&mut dk, [1, 1, 100, 4]).unwrap(),
+        ViewMut::new(&mut dv, [1, 1, 100, 4]).unwrap(),
+    );
+    let (k, v) = (part(&context.k, all.k(), 200, 100), part(&context.v, all.v(), 200, 100));
+    let call = Call::full(context.q(), k, v).state(&mut state);
+    plan.backward(call, View::new(&dy, all.y()).unwrap(), out).unwrap();
+    let got = [dq, dk, dv, vec![], vec![]];
+    let want = [want[0].clone(), want[1][800..].to_vec(), want[2][800..].to_vec(), vec![], vec![]];
+    assert_gradients("300 keys, 200 of them open", &got, &want, 300, 1e-9);
+}
+
+/// A gradient by a state goes from a plan of one instruction set to one of another, and begins anew.
+#[test]
+fn instruction_sets_may_change_between_calls() {
+    let mut rng = rng();
+    let sizes = Sizes::self_attention(50, 5, 3);
+    let inputs = Inputs::<f64>::new(&mut rng, sizes);
+    let spec = Spec::new(5, 3).terms(3).near(Near::Blocks(1)).block(8).sinks(3).build().unwrap();
+    let dy = normal::<f64>(&mut rng, sizes.y().iter().product());
+    let want = truth(&spec, &inputs, &Fade::None, true, &dy);
+    for first in Level::available() {
+        for second in Level::available() {
+            let [first_plan, plan] =
+                [first, second].map(|level| Plan::with_level(&spec, level).unwrap());
+            let mut state = State::<f64>::new(&plan, 1, 1).unwrap();
+            let mut before = state.fork();
+            let mut y = common::calls::blank(sizes);
+            feed(&plan, &mut state, &inputs, &Fade::None, 0..29, &mut y);
+            let mut by_state = StateGradient::new(&first_plan, 1, 1).unwrap();
+            for _ in 0..2 {
+                by_state.reset();
+                let mut whole = Whole::new(sizes);
+                let none = Fade::None;
+                whole.part(&first_plan, &mut state, &inputs, &none, &(29..50), &dy, &mut by_state);
+                whole.part(&plan, &mut before, &inputs, &none, &(0..29), &dy, &mut by_state);
+                let got = whole.done(&none);
+                assert_gradients(&format!("{first}, then {second}"), &got, &want, 50, 1e-9);
             }
         }
     }

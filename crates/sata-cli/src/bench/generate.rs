@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use clap::Args;
 use sata_lm::infer::{Sampling, Session, Weights};
-use sata_lm::{Attention, Config, Kernel, Position};
+use sata_lm::{Config, Kernel};
 use serde::Serialize;
 
 use super::inputs::{normal, rng};
 use super::paired::paired;
 use super::{Row, Target, baseline, pool, processor, rows_table};
 use crate::failure::{Failure, Outcome};
+use crate::model::Model;
 use crate::plot::{self, Axis, COLORS, Figure, Key, Mark, Numerals, Panel, Style};
 use crate::table::three;
 use crate::{machine, output};
@@ -21,7 +22,8 @@ use crate::{machine, output};
 /// Arguments of `sata bench generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Folder of a model; if left away, an untrained one of 6 layers and width 256
+    /// Folder with config.json, model.safetensors and tokenizer.json; the model that comes with the
+    /// program if left away
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Tokens of the long session
@@ -74,22 +76,6 @@ struct Window {
     past_bytes: usize,
 }
 
-/// What is measured where no model is given.
-fn untrained() -> Config {
-    let attention = Attention {
-        heads: 16,
-        kv_heads: None,
-        head_dim: 16,
-        kernel: Kernel::Taylor { terms: 3 },
-        near: Some(1),
-        block: sata::DEFAULT_BLOCK,
-        sinks: 0,
-        position: Position::Gates,
-        qk_norm: true,
-    };
-    Config { vocab: 4096, layers: 6, width: 256, mlp: 704, norm_eps: 1e-5, attention }
-}
-
 /// Runs `sata bench generate`.
 ///
 /// # Errors
@@ -98,10 +84,7 @@ pub fn run(args: &GenerateArgs) -> Outcome {
     if args.tokens < 3 {
         return Err(Failure::new(format!("--tokens {}: it must be at least 3", args.tokens)));
     }
-    let weights = Arc::new(match &args.model {
-        Some(folder) => Weights::load(folder)?,
-        None => Weights::untrained(&untrained(), 0)?,
-    });
+    let Model { weights, .. } = Model::load(args.model.as_deref())?;
     let report = pool(1)?.install(|| measure(args, &weights))?;
     if let Some(path) = &args.svg {
         plot::write(&figure(&report), path)?;

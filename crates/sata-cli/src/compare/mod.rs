@@ -11,7 +11,7 @@ use sata_lm::eval::{PositionSettings, by_position};
 use sata_lm::infer::{Sampling, Session};
 
 use crate::eval::Input;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::{say, say_json};
 use crate::plot;
 use crate::progress::Progress;
@@ -20,8 +20,9 @@ use report::{Report, Row};
 
 /// Compare trained models: their curves, and bits per byte near and far beyond the training length
 ///
-/// Each model's folder has a record of its training. All read the same stretches of the same text,
-/// which should be one that none has seen.
+/// Each model's folder has a record of its training. All read the same text, which should be one that
+/// none has seen; the same stretches of it if they have the same tokenizer and training length, which
+/// is asked of them.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// Folders that `sata train` made; the first is what the others are compared with
@@ -54,9 +55,33 @@ pub fn run(args: &CompareArgs) -> Outcome {
     }
     let records: Vec<Record> =
         args.models.iter().map(|folder| Record::load(folder)).collect::<Outcome<_>>()?;
+    let inputs: Vec<Input> = args
+        .models
+        .iter()
+        .map(|folder| {
+            let input = Input::load(Some(folder), None, &args.text);
+            input.map_err(|error| error.context(folder.display()))
+        })
+        .collect::<Outcome<_>>()?;
+    for (folder, input) in args.models.iter().zip(&inputs) {
+        let (first, name) = (&inputs[0], folder.display());
+        if input.context != first.context {
+            return Err(Failure::new(format!(
+                "{name}: it was trained on {} tokens at a time, {} on {}",
+                input.context,
+                args.models[0].display(),
+                first.context
+            )));
+        }
+        if input.tokens != first.tokens {
+            return Err(Failure::new(format!(
+                "{name}: its tokenizer is not that of {}",
+                args.models[0].display()
+            )));
+        }
+    }
     let mut rows = vec![];
-    for (folder, record) in args.models.iter().zip(&records) {
-        let input = Input::load(Some(folder), None, &args.text)?;
+    for ((folder, record), input) in args.models.iter().zip(&records).zip(&inputs) {
         let settings = PositionSettings {
             context: input.context,
             positions: input.context.saturating_mul(args.lengths.max(1)),

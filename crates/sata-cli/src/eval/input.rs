@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sata_lm::infer::Weights;
-use sata_lm::{END_OF_TEXT, Tokenizer};
+use sata_lm::{END_OF_TEXT, SHIPPED, Tokenizer};
 
 use crate::failure::{Failure, Outcome};
 use crate::model::Model;
@@ -40,7 +40,7 @@ impl Input {
         let context = match (context, model) {
             (Some(context), _) => context,
             (None, Some(folder)) => trained_context(folder)?,
-            (None, None) => return Err(no_context("the model")),
+            (None, None) => SHIPPED.context,
         };
         let texts = read_texts(texts)?;
         let mut tokens = vec![];
@@ -65,13 +65,15 @@ fn no_context(what: &str) -> Failure {
     Failure::new(format!("--context is needed: {what} does not say how long its sequences were"))
 }
 
-/// The training length that a folder's record of its training has.
+/// The longest training length that a folder's record of its training has.
 fn trained_context(folder: &Path) -> Outcome<usize> {
     let path = folder.join(TRAINING_FILE);
     let missing = || no_context(&path.display().to_string());
     let bytes = std::fs::read(&path).map_err(|_| missing())?;
     let record: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    let context = record.pointer("/settings/train/context").and_then(|value| value.as_u64());
-    context.map(|context| context as usize).ok_or_else(missing)
+    let train = record.pointer("/settings/train").ok_or_else(missing)?;
+    let lengths = train.get("lengths").and_then(|lengths| lengths.as_array()).into_iter().flatten();
+    let longest = lengths.chain(train.get("context")).filter_map(|length| length.as_u64()).max();
+    longest.map(|length| length as usize).ok_or_else(missing)
 }

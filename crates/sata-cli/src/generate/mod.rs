@@ -30,7 +30,7 @@ pub struct GenerateArgs {
     /// program if left away
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// The text to go on with [default: "Chapter 1" and an empty line; with --resume nothing more]
+    /// The text to go on with [default: "CHAPTER I" and an empty line; with --resume nothing more]
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<OsString>,
     /// Tokens to write [default: 256]
@@ -80,7 +80,8 @@ character of which --save-session has the beginning is printed when it is comple
 session does not depend on the length of its text, unless the model's attention is softmax.
 
 Ctrl-C stops after the token being written, saves the session and prints what was asked for; the exit
-code is then 130, with --forever 0. A reader that goes away (`| head`) ends it likewise, with 0. A
+code is then 130, with --forever 0. While the prompt is being read it ends with 130 and saves nothing.
+A reader that goes away (`| head`) ends it likewise, with 0. A
 second Ctrl-C ends it at once, and nothing is saved.";
 
 /// Runs `sata generate`.
@@ -138,7 +139,7 @@ fn read(session: &mut Session, prompt: &[u32], stop: &AtomicBool) -> Outcome {
         session.feed(part)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Failure::Interrupted(
-                "nothing is written and no session saved: the prompt was still being read".into(),
+                "the prompt was still being read: no session is saved".into(),
             ));
         }
     }

@@ -11,7 +11,7 @@ use crate::model::Model;
 use crate::output::Staged;
 
 /// What a text begins with if nobody says.
-const PROMPT: &str = "Chapter 1\n\n";
+const PROMPT: &str = "CHAPTER I\n\n";
 
 /// A session, and what it is to read before it writes.
 pub struct Setup {

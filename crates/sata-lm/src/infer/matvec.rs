@@ -48,14 +48,22 @@ unsafe fn block<V: Lanes, W: Weight, const R: usize, const T: usize>(
         let mut sums = [[V::splat(0.0); R]; T];
         let mut w = w;
         for c in 0..columns {
-            let mut weights = [V::splat(0.0); R];
-            for (r, weight) in weights.iter_mut().enumerate() {
-                *weight = W::load(w.add(r * V::N));
-            }
-            for (t, sums) in sums.iter_mut().enumerate() {
-                let x = V::splat(*x.add(t * x_stride + c));
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum = weight.mul_add(x, *sum);
+            if T == 1 {
+                // One after another: not all fit in registers beside the sums.
+                let x = V::splat(*x.add(c));
+                for (r, sum) in sums[0].iter_mut().enumerate() {
+                    *sum = W::load::<V>(w.add(r * V::N)).mul_add(x, *sum);
+                }
+            } else {
+                let mut weights = [V::splat(0.0); R];
+                for (r, weight) in weights.iter_mut().enumerate() {
+                    *weight = W::load(w.add(r * V::N));
+                }
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let x = V::splat(*x.add(t * x_stride + c));
+                    for (sum, weight) in sums.iter_mut().zip(weights) {
+                        *sum = weight.mul_add(x, *sum);
+                    }
                 }
             }
             w = w.add(lanes);

@@ -92,8 +92,15 @@ impl Random {
     }
 }
 
-/// A weight that is none beside the highest, which is 1.
+/// The logit of a token that is left out, and a weight that is none beside the highest, which is 1.
+const GONE: f32 = f32::NEG_INFINITY;
 const NOTHING: f32 = 1e-35;
+
+/// Tokens whose weights are summed at a time when one is drawn.
+const PART: usize = 128;
+/// How often a token is drawn before the likeliest is taken. A share of at least p of the attempts
+/// succeeds, and of at least the likeliest token's own weight.
+const ATTEMPTS: usize = 10_000;
 
 /// Working memory of a choice.
 #[derive(Clone, Debug, Default)]
@@ -121,78 +128,79 @@ impl Choice {
                 // From the untouched logit, so that a token that came twice is penalised once.
                 let x = logits[token as usize];
                 let by = sampling.repetition_penalty;
-                self.logits[token as usize] = if x > 0.0 { x / by } else { x * by };
+                let x = if x > 0.0 { x / by } else { x * by };
+                self.logits[token as usize] = x.clamp(f32::MIN, f32::MAX);
             }
         }
         let (best, top) = highest(&self.logits);
         if sampling.temperature == 0.0 || sampling.top_k == 1 {
             return best;
         }
-        self.kept.clear();
-        self.kept.extend(self.logits.iter().copied().zip(0..));
+        let by = (1.0 / sampling.temperature).min(1e30);
         if sampling.top_k > 0 && sampling.top_k < logits.len() {
+            self.kept.clear();
+            self.kept.extend(self.logits.iter().copied().zip(0..));
             // Equal logits at the edge: the first tokens stay.
             self.kept.select_nth_unstable_by(sampling.top_k, heavier);
-            self.kept.truncate(sampling.top_k);
+            self.kept[sampling.top_k..].iter().for_each(|&(_, token)| {
+                self.logits[token as usize] = GONE;
+            });
         }
-        // Finite, also where a temperature is so low that its inverse is not.
-        let by = (1.0 / sampling.temperature).min(1e30);
-        self.logits.clear();
-        self.logits.extend(self.kept.iter().map(|&(x, _)| (x - top) * by));
+        self.logits.iter_mut().for_each(|x| *x = if *x == GONE { GONE } else { (*x - top) * by });
         exp(&mut self.logits);
-        let total: f64 = self.logits.iter().map(|&w| f64::from(w)).sum();
-        // Tokens below this have less than 1 − p together: none is needed to make up p.
-        let limit = (1.0 - f64::from(sampling.top_p)) * total / self.logits.len() as f64;
-        let limit = (limit as f32).max(NOTHING);
-        let mut count = 0;
-        for (i, &w) in self.logits.iter().enumerate() {
-            self.kept[count] = (w, self.kept[i].1);
-            count += usize::from(w > limit);
-        }
-        self.kept.truncate(count);
-        if sampling.top_p < 1.0 {
-            let count = likeliest(&mut self.kept, f64::from(sampling.top_p) * total);
-            self.kept.truncate(count);
-        }
-        let sum: f64 = self.kept.iter().map(|&(w, _)| f64::from(w)).sum();
-        let mut left = random.draw() * sum;
-        for &(w, token) in &self.kept {
-            left -= f64::from(w);
-            if left < 0.0 {
+        // In the parts in which one is drawn.
+        let total: f64 = self.logits.chunks(PART).map(|part| sum(part, |w| w)).sum();
+        let enough = f64::from(sampling.top_p) * total;
+        // A token among all, until it is one of those that make up p: the fewest likeliest. All of
+        // them together are a share of at least p, so that this takes few attempts.
+        for _ in 0..ATTEMPTS {
+            let token = self.draw(total, best, random);
+            if sampling.top_p == 1.0 {
                 return token;
             }
+            let w = self.logits[token as usize];
+            let heavier = sum(&self.logits, |x| if x > w { x } else { 0.0 });
+            if heavier < enough {
+                // Of equal ones the first.
+                let alike = self.logits[..token as usize].iter().filter(|&&x| x == w).count();
+                if heavier + alike as f64 * f64::from(w) < enough {
+                    return token;
+                }
+            }
         }
-        self.kept.last().map_or(best, |&(_, token)| token)
+        best
+    }
+
+    /// A token by the weights, whose sum is `total`; `best` where rounding leaves none.
+    fn draw(&self, total: f64, best: u32, random: &mut Random) -> u32 {
+        let mut left = random.draw() * total;
+        for (part, weights) in self.logits.chunks(PART).enumerate() {
+            let all = sum(weights, |w| w);
+            if left >= all {
+                left -= all;
+                continue;
+            }
+            for (i, &w) in weights.iter().enumerate().filter(|(_, w)| **w > NOTHING) {
+                left -= f64::from(w);
+                if left < 0.0 {
+                    return (part * PART + i) as u32;
+                }
+            }
+        }
+        best
     }
 }
 
-/// Brings the fewest that together weigh `enough` to the front and counts them. Sorts no more than
-/// the last part of them: most tokens need no order.
-fn likeliest(kept: &mut [(f32, u32)], enough: f64) -> usize {
-    let (mut done, mut sum, mut some) = (0, 0.0, 32);
-    while done < kept.len() {
-        let rest = &mut kept[done..];
-        let count = some.min(rest.len());
-        if count < rest.len() {
-            rest.select_nth_unstable_by(count, heavier);
+/// Σ f(w), in sums side by side so that it vectorises.
+fn sum(weights: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let (parts, rest) = weights.as_chunks::<16>();
+    let mut lanes = [0f32; 16];
+    for part in parts {
+        for (lane, &w) in lanes.iter_mut().zip(part) {
+            *lane += f(w);
         }
-        let part = &mut rest[..count];
-        let weight: f64 = part.iter().map(|&(w, _)| f64::from(w)).sum();
-        if sum + weight >= enough {
-            part.sort_unstable_by(heavier);
-            for (i, &(w, _)) in part.iter().enumerate() {
-                sum += f64::from(w);
-                if sum >= enough {
-                    return done + i + 1;
-                }
-            }
-        } else {
-            sum += weight;
-        }
-        done += count;
-        some = done;
     }
-    kept.len()
+    lanes.iter().chain(&[rest.iter().map(|&w| f(w)).sum::<f32>()]).map(|&w| f64::from(w)).sum()
 }
 
 /// Descending by weight, ascending by token: one order, whatever the sort.
@@ -279,7 +287,7 @@ mod tests {
                 assert!(off <= 6.0 * deviation + 3.0, "{s:?}: {token}: {count} of {p}");
                 assert!(p > 0.0 || count == 0, "{s:?}: {token} is left out");
             }
-            assert_eq!(random.drawn, DRAWS as u64);
+            assert!(random.drawn >= DRAWS as u64);
         }
     }
 

@@ -9,7 +9,7 @@ use super::window::{Room, Source};
 use super::{Piece, finish};
 use crate::arch::{How, ReadOne, WeighOne};
 use crate::basis::Basis;
-use crate::state::{FoldWork, HeadState, OneWork, Raw, Sums, faded, running};
+use crate::state::{FoldWork, HeadState, OneWork, Raw, Sums, faded, running_into};
 use crate::view::Rows;
 use crate::{Element, Near, Real, State, parallel};
 
@@ -183,7 +183,8 @@ impl<'o, T: Real> One<'o, T> {
             gap: 0.0,
         };
         if method.fades {
-            let g = running(&raw.fading[..open]);
+            running_into(&raw.fading[..open], &mut work.g);
+            let g = &work.g;
             let old = &head.sinks;
             let own = match newest {
                 Some(newest) => g[newest],
@@ -197,9 +198,9 @@ impl<'o, T: Real> One<'o, T> {
             one.gap = own - anchor;
             let since = head.mark.total + own;
             let [far, near, old] = &mut work.fading;
-            for (i, g) in g.iter().enumerate() {
-                far[i] = T::from_f64(anchor - g);
-                near[i] = T::from_f64(own - g);
+            let (to, from) = if is_far { (far, anchor) } else { (near, own) };
+            for (to, g) in to.iter_mut().zip(g) {
+                *to = T::from_f64(from - g);
             }
             for (old, g) in old.iter_mut().zip(&head.sinks.fading[..sinks]) {
                 *old = T::from_f64(since - g);

@@ -104,6 +104,8 @@ pub(crate) struct OneWork<T> {
     pub coefficients: Vec<T>,
     /// Decays of the open tokens, far and near, and of the sinks.
     pub fading: [Vec<T>; 3],
+    /// g at the open tokens.
+    pub g: Vec<f64>,
 }
 
 impl<T: Real> OneWork<T> {
@@ -117,6 +119,7 @@ impl<T: Real> OneWork<T> {
             den: vec![T::ZERO; planes],
             coefficients: vec![T::ZERO; spec.terms().max(spec.orders().last().unwrap_or(&0) + 1)],
             fading: [open, open, sinks].map(|n| vec![T::ZERO; n * fades]),
+            g: Vec::with_capacity(open * fades),
         }
     }
 }
@@ -146,11 +149,8 @@ impl<T: Real> HeadState<T> {
     }
 
     pub(crate) fn reset(&mut self) {
+        self.sums.clear();
         for buffer in [
-            &mut self.sums.sums,
-            &mut self.sums.z,
-            &mut self.sums.sums_low,
-            &mut self.sums.z_low,
             &mut self.open.keys,
             &mut self.open.values,
             &mut self.sinks.keys,

@@ -56,11 +56,26 @@ impl Mark {
 
 /// Running sums of logarithms of decays.
 pub(crate) fn running(logs: &[f64]) -> Vec<f64> {
+    let mut sums = vec![];
+    running_into(logs, &mut sums);
+    sums
+}
+
+/// The same in memory that is there.
+pub(crate) fn running_into(logs: &[f64], sums: &mut Vec<f64>) {
+    sums.clear();
+    sums.reserve(logs.len());
+    let (fours, rest) = logs.as_chunks::<4>();
     let mut sum = 0.0;
-    logs.iter()
-        .map(|log| {
-            sum += log;
-            sum
-        })
-        .collect()
+    // Four at a time: only one addition in four waits for the one before.
+    for &[a, b, c, d] in fours {
+        let two = a + b;
+        let four = two + (c + d);
+        sums.extend([sum + a, sum + two, sum + (two + c), sum + four]);
+        sum += four;
+    }
+    for log in rest {
+        sum += log;
+        sums.push(sum);
+    }
 }

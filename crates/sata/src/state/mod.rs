@@ -14,7 +14,7 @@ use crate::{Error, Plan, Real, Spec};
 
 pub use centre::Centre;
 pub(crate) use head::{HeadState, OneWork, Raw, capacity};
-pub(crate) use mark::{Mark, faded, running};
+pub(crate) use mark::{Mark, faded, running, running_into};
 pub(crate) use sums::{FoldWork, Sums};
 
 /// The past of some sequences of equal spec: per key/value head the far sums and the raw keys and

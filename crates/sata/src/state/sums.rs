@@ -31,6 +31,13 @@ impl<T: Real> Sums<T> {
         }
     }
 
+    /// Makes them zeros.
+    pub(crate) fn clear(&mut self) {
+        for x in [&mut self.sums, &mut self.z, &mut self.sums_low, &mut self.z_low] {
+            x.fill(T::ZERO);
+        }
+    }
+
     /// Multiplies by `factor`.
     pub(crate) fn fade(&mut self, factor: T) {
         if factor == T::ONE {

@@ -62,7 +62,8 @@ impl<T: Real> Scratch<T> {
     fn for_orders(highest: usize) -> Self {
         Scratch {
             panel: super::Buffer::zeroed(crate::basis::TILE * PANEL),
-            stack: super::Buffer::zeroed(highest * PANEL),
+            // Never empty: kernels point into it.
+            stack: super::Buffer::zeroed(highest.max(1) * PANEL),
         }
     }
 }

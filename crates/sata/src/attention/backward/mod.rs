@@ -101,12 +101,17 @@ impl Plan {
             log_gates: log_gates.as_mut().map(crate::ViewMut::rows),
             slopes,
         };
-        if recipe.form == Form::Direct {
+        if recipe.form == Form::Direct && initial.is_none() && state.is_none() {
             let seen = if call.causal { Seen::Causal } else { Seen::Full };
             direct::backward(&env, &pieces, shape.kv_heads, seen, out);
             return Ok(());
         }
         let basis = self.basis()?;
+        // Every head at work has sums, and gradients by them.
+        let at_work = (pieces.len() * shape.kv_heads).min(parallel::threads()) as u128;
+        let bytes = self.state_bytes::<E>().saturating_mul(2 * at_work);
+        let (d_key, orders) = (self.spec().d_key(), self.spec().orders());
+        crate::memory::check(d_key, &orders, basis.len() as u128, "the backward pass", bytes)?;
         let sweep =
             stream::Sweep { env: &env, basis: &basis, chunk: recipe.chunk, causal: call.causal };
         let mut units = vec![];

@@ -21,6 +21,8 @@ pub(super) struct Made<T> {
     pub dv: Buffer<T>,
     /// Σ_t w dw, `[tokens]`, or empty.
     pub dw: Vec<f64>,
+    /// Lengths of the rows of both: whole vectors.
+    rows: [usize; 2],
 }
 
 impl<T: Real> Made<T> {
@@ -31,11 +33,12 @@ impl<T: Real> Made<T> {
     }
 
     /// Zeros, with rows of these lengths.
-    pub fn zeros(tokens: usize, [key, value]: [usize; 2], fades: bool) -> Self {
+    pub fn zeros(tokens: usize, rows: [usize; 2], fades: bool) -> Self {
         Made {
-            dk: Buffer::zeroed(tokens * key),
-            dv: Buffer::zeroed(tokens * value),
+            dk: Buffer::zeroed(tokens * rows[0]),
+            dv: Buffer::zeroed(tokens * rows[1]),
             dw: vec![0.0; if fades { tokens } else { 0 }],
+            rows,
         }
     }
 
@@ -46,14 +49,18 @@ impl<T: Real> Made<T> {
         self.dw.fill(0.0);
     }
 
-    /// Adds those of tokens `which` of others to those from `at` on.
-    pub fn add_at(&mut self, at: usize, other: &Self, which: Range<usize>, method: &Method<T>) {
-        let key = method.d_key.next_multiple_of(method.kernels.lanes);
-        for (to, from, row) in
-            [(&mut self.dk, &other.dk, key), (&mut self.dv, &other.dv, method.padded)]
+    /// Adds those of tokens `which` of others, whose rows may be padded otherwise, to those from `at`
+    /// on.
+    pub fn add_at(&mut self, at: usize, other: &Self, which: Range<usize>) {
+        let (own, others) = (self.rows, other.rows);
+        for (i, (to, from)) in
+            [(&mut self.dk, &other.dk), (&mut self.dv, &other.dv)].into_iter().enumerate()
         {
-            let from = &from[which.start * row..which.end * row];
-            to[at * row..].iter_mut().zip(from).for_each(|(a, &b)| *a += b);
+            let to = to[at * own[i]..].chunks_mut(own[i]);
+            let from = from[which.start * others[i]..which.end * others[i]].chunks(others[i]);
+            for (to, from) in to.zip(from) {
+                to.iter_mut().zip(from).for_each(|(a, &b)| *a += b);
+            }
         }
         if !self.dw.is_empty() && !other.dw.is_empty() {
             self.dw[at..].iter_mut().zip(&other.dw[which]).for_each(|(a, &b)| *a += b);

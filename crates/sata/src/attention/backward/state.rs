@@ -90,6 +90,19 @@ impl<T: Real> StateGradient<T> {
         self.sequences.get(sequence).and_then(|s| s.position)
     }
 
+    /// Makes it zeros again, for states at any position.
+    pub fn reset(&mut self) {
+        for sequence in &mut self.sequences {
+            sequence.position = None;
+            for head in &mut sequence.heads {
+                head.sums.clear();
+                head.open.clear();
+                head.sinks.clear();
+                head.past = 0.0;
+            }
+        }
+    }
+
     /// Refuses a backward call that ends elsewhere than the state it is of.
     pub(super) fn check(
         &self,

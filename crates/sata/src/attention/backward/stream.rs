@@ -112,7 +112,8 @@ impl<E: Element> Sweep<'_, E> {
         let keep = unit.gradient.is_some();
         let mut chunks = method.chunks(self.chunk, keep, open, piece.keys);
         if !self.causal && !keep {
-            chunks.iter_mut().for_each(|chunk| chunk.fold = chunk.window().end);
+            // Those before the last are folded anyway.
+            chunks.iter_mut().rev().take(1).for_each(|last| last.fold = last.window().end);
         }
         let first_mark = unit.past.map_or(Mark::default(), |past| past.mark);
         let sinks = self.sinks(unit, source, first_mark.total);
@@ -121,8 +122,8 @@ impl<E: Element> Sweep<'_, E> {
         let end = method.folded(total);
         let mut later = 0.0;
         if let Some(gradient) = &unit.gradient {
-            made.add_at(end, &gradient.open, 0..total - end, method);
-            of_sinks.add_at(0, &gradient.sinks, 0..sinks.count, method);
+            made.add_at(end, &gradient.open, 0..total - end);
+            of_sinks.add_at(0, &gradient.sinks, 0..sinks.count);
             later = gradient.past;
         }
 
@@ -151,7 +152,7 @@ impl<E: Element> Sweep<'_, E> {
                 let queries = chunk.queries.start - open..chunk.queries.end - open;
                 let own =
                     self.ask(unit, queries, &place, stand, &mut of_sinks, &mut asked, &mut work);
-                made.add_at(chunk.first, &own, 0..window.count, method);
+                made.add_at(chunk.first, &own, 0..window.count);
             }
             self.fold(chunk, &mut window, &mut mark, &mut sums, &mut work);
         }
@@ -164,7 +165,7 @@ impl<E: Element> Sweep<'_, E> {
             for queries in self.batches(piece.queries) {
                 let own =
                     self.ask(unit, queries, &place, stand, &mut of_sinks, &mut asked, &mut work);
-                made.add_at(end, &own, 0..window.count, method);
+                made.add_at(end, &own, 0..window.count);
             }
         }
         drop(sums);
@@ -470,12 +471,12 @@ impl<E: Element> Sweep<'_, E> {
         let seen = unit.folded + open as u64;
         let old = seen.min(method.sinks as u64) as usize;
         let sinks = (seen + piece.keys as u64).min(method.sinks as u64) as usize;
-        made.add_at(open, of_sinks, old..sinks, method);
+        made.add_at(open, of_sinks, old..sinks);
         if let Some(gradient) = &mut unit.gradient {
             gradient.open.clear();
-            gradient.open.add_at(0, made, 0..open, method);
+            gradient.open.add_at(0, made, 0..open);
             gradient.sinks.clear();
-            gradient.sinks.add_at(0, of_sinks, 0..old, method);
+            gradient.sinks.add_at(0, of_sinks, 0..old);
         }
         for token in 0..piece.keys {
             let at = open + token;

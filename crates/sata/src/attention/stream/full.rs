@@ -17,7 +17,8 @@ impl<E: Element> Env<'_, E> {
     pub(super) fn absorb(&self, unit: &mut Unit<'_, '_, E>) -> Tally {
         let mut chunks = self.method.chunks(self.chunk, self.keep, unit.open, unit.piece.keys);
         if !self.keep {
-            chunks.iter_mut().for_each(|chunk| chunk.fold = chunk.window().end);
+            // Those before the last are folded anyway.
+            chunks.iter_mut().rev().take(1).for_each(|last| last.fold = last.window().end);
         }
         let longest = chunks.iter().map(|chunk| chunk.window().len()).max().unwrap_or(0);
         let source = self.source(unit);
