@@ -40,7 +40,7 @@ pub fn png(figure: &Figure) -> Outcome<Vec<u8>> {
         .map_err(|error| Failure::new(format!("drawing a PNG: {error}")))
 }
 
-/// Refuses, before any work, a file that [`write`] would not write.
+/// Refuses, before any work, a file that [`write()`] would not write.
 ///
 /// # Errors
 /// For other extensions than `.svg` and `.png`, and folders that are not there.

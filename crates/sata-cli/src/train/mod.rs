@@ -24,13 +24,13 @@ pub struct TrainArgs {
     /// Text files, UTF-8, or folders, of which all .txt files are taken
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     pub text: Vec<PathBuf>,
-    /// Settings: TOML with the tables [model], [tokenizer] and [train]
+    /// Settings: TOML with the tables model, tokenizer and train
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// A tokenizer.json to take; without one a tokenizer is trained on the text
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Take this instead of what [model.attention] says: KERNEL[+WORD…], see below
+    /// Take this instead of what the settings say: KERNEL[+WORD…], see below
     #[arg(long, value_name = "WORDS")]
     pub attention: Option<String>,
     /// The model's folder: weights, config and tokenizer, checkpoint, curve and its plot

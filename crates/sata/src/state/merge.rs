@@ -94,18 +94,20 @@ fn join<T: Real>(
         head.fold_raw(basis, &next.sinks, 0..early, g, |i| i >= stay, work);
         let passed = g.last().copied().unwrap_or(0.0);
         let (mine, mark) = (head.mark, next.mark);
+        // Sums in another order: rounding could leave more than nothing of no decay.
+        let rest = (mark.total - passed).min(0.0);
         if mark.count > 0 {
-            let since = mark.total - mark.lag - passed;
+            let since = (mark.total - mark.lag - passed).min(0.0);
             if mine.count > 0 {
                 head.sums.fade(faded(since + mine.lag));
             }
             head.sums.add(&next.sums);
             head.mark.lag = mark.lag;
         } else {
-            head.mark.lag += mark.total - passed;
+            head.mark.lag += rest;
         }
         head.mark.count = mine.count + mark.count;
-        head.mark.total += mark.total - passed;
+        head.mark.total += rest;
     }
     for i in 0..open {
         head.open.copy(&next.open, d_key, d_value, i, kept + i);
