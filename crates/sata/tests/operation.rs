@@ -28,7 +28,7 @@ fn run<E: Element>(plan: &Plan, inputs: &Inputs<E>, causal: bool) -> Vec<E> {
 
 /// Both forms, causal and full, in f64 and f32.
 fn check(sizes: Sizes, terms: usize, series: &Series, masked: bool) {
-    fn one<E: Element>(sizes: Sizes, terms: usize, series: &Series, masked: bool, slack: f64) {
+    fn one<E: Element>(sizes: Sizes, terms: usize, series: &Series, masked: bool) {
         let mut rng = rng();
         let mut inputs = Inputs::<E>::new(&mut rng, sizes);
         if masked {
@@ -39,19 +39,22 @@ fn check(sizes: Sizes, terms: usize, series: &Series, masked: bool) {
                 continue;
             }
             let want = inputs.oracle(terms, series, causal);
+            // An even P lets denominators come close to 0, and many terms of one large negative
+            // logit cancel: both magnify rounding, by as much as these very inputs say.
+            let conditioned = terms.is_multiple_of(2) || terms > 8;
+            let magnified = if conditioned { inputs.rounding(terms, series, causal) } else { 0.0 };
+            let allowed = tolerance::<E>().max(magnified);
             for form in [Form::Direct, Form::State] {
                 let plan = plan(sizes.d_key, sizes.d_value, terms, series).with_form(form);
                 let got = run(&plan, &inputs, causal);
                 let what =
                     format!("{sizes:?} P={terms} {series:?} causal={causal} {form:?} {}", E::NAME);
-                assert_close(&what, &got, &want, slack * tolerance::<E>());
+                assert_close(&what, &got, &want, allowed);
             }
         }
     }
-    // An even P lets denominators come close to 0, which magnifies rounding without bound.
-    let slack = if terms.is_multiple_of(2) { 100.0 } else { 1.0 };
-    one::<f64>(sizes, terms, series, masked, slack);
-    one::<f32>(sizes, terms, series, masked, slack);
+    one::<f64>(sizes, terms, series, masked);
+    one::<f32>(sizes, terms, series, masked);
 }
 
 #[test]

@@ -174,6 +174,65 @@ impl<E: Element> Inputs<E> {
         }
         y
     }
+
+    /// What rounding of the compute type may do to the outputs, relative RMS, to first order: each
+    /// weight is off by a few units of the sum of its terms' magnitudes, each output by the sum of
+    /// that over the keys, over the denominator.
+    pub fn rounding(&self, terms: usize, series: &Series, causal: bool) -> f64 {
+        let s = self.sizes;
+        let unit = if size_of::<E::Compute>() == 8 { f64::EPSILON } else { f32::EPSILON.into() };
+        let coefficients: Vec<f64> = match series {
+            Series::Taylor => (0..terms)
+                .scan(1.0, |a, p| {
+                    *a /= p.max(1) as f64;
+                    Some(*a)
+                })
+                .collect(),
+            Series::Fixed { coefficients } => coefficients.clone(),
+            Series::Power { exponent, floor } => {
+                let mut a = vec![0.0; exponent + 1];
+                (a[0], a[*exponent]) = (*floor, 1.0);
+                a
+            }
+            other => panic!("{other:?} is not compared here"),
+        };
+        let (q, k, v) = (f64s(&self.q), f64s(&self.k), f64s(&self.v));
+        let want = self.oracle(terms, series, causal);
+        let scale = 1.0 / (s.d_key as f64).sqrt();
+        let mut error = 0.0;
+        let heads = s.kv_heads * s.group;
+        for (row, y) in want.chunks(s.d_value).enumerate() {
+            let (head, t) = (row / s.queries, row % s.queries);
+            let kv = head / heads * s.kv_heads + head % heads / s.group;
+            let q = &q[row * s.d_key..][..s.d_key];
+            let (mut den, mut off) = (0.0, vec![0.0; s.d_value]);
+            for key in 0..if causal { t + 1 } else { s.keys } {
+                let batch = head / heads;
+                if self.mask.as_ref().is_some_and(|mask| !mask[batch * s.keys + key]) {
+                    continue;
+                }
+                let k = &k[(kv * s.keys + key) * s.d_key..][..s.d_key];
+                let v = &v[(kv * s.keys + key) * s.d_value..][..s.d_value];
+                let products = q.iter().zip(k).map(|(q, k)| scale * q * k);
+                let (mut x, mut large) = (0.0, 0.0);
+                for product in products {
+                    x += product;
+                    large += product.abs();
+                }
+                let (mut weight, mut units) = (0.0, 0.0);
+                for (p, a) in coefficients.iter().enumerate() {
+                    weight += a * x.powi(p as i32);
+                    units += (p + 2) as f64 * (a * large.powi(p as i32)).abs();
+                }
+                den += weight;
+                for ((off, v), y) in off.iter_mut().zip(v).zip(y) {
+                    *off += units * (v - y).abs();
+                }
+            }
+            error += off.iter().map(|off| (unit * off / den).powi(2)).sum::<f64>();
+        }
+        (error / want.iter().map(|y| y * y).sum::<f64>()).sqrt()
+    }
 }
 
 /// ‖got − want‖ / ‖want‖; infinite where `got` holds a NaN.
