@@ -1,0 +1,274 @@
+// What the kernels of the backward pass share: the call, where its tokens lie, where they stand in time.
+//
+// A *unit* is one key/value head of one sequence. Its tokens are counted in *places*: those that the state holds open,
+// then the call's own. `folds` are the places F_0 = 0, F_1, …, F_n of a sequence: chunk c folds the tokens from F_c
+// until F_(c+1) into the sums S_(c+1), and its queries read S_c and weigh what comes after F_c one by one. Without
+// causality all queries read S_n.
+//
+// With v̂ = [v, 1], D = Σ w and ĝ_t = [dy_t, −δ_t]/D_t, δ = dy·y, every weight has dL/dw_ts = ĝ_t·v̂_s, and with
+// Γ = Σ_t w_t Φ(q_t) ĝ_tᵀ over all queries that come after, every key has dv = Φᵀ Γ_v and h_f = Γ_f·v̂, dk = Σ h_f ∂Φ_f/∂k.
+//
+// Weights are relative to the last token that a query sees, and to exp(shift): exp(g_own − g_s − shift) κ. Sums are
+// relative to the last token that they hold.
+//
+// Compile-time constants: NUMBER the type of tensors; D_KEY, D_VALUE; TERMS one more than the highest order; FADES whether
+// weights decay; CAUSAL; BACKWARD_BYTES the size of the parameters.
+#include "prelude.cuh"
+
+typedef NUMBER E;
+
+// Indices of a monomial: those of low order begin with D_KEY, where a token's elements are followed by a 1.
+constexpr int ORDER = TERMS > 2 ? TERMS - 1 : 1;
+constexpr int D_MORE = D_KEY + 1;
+// Stands for the level of what weighs nothing.
+constexpr f32 NOTHING = -1e30f;
+
+struct Sequence {
+    i64 q_batch, q_first, queries;
+    i64 k_batch, k_first, keys;
+    // Places before the call's own tokens, and tokens of the sequence before place 0.
+    i64 open, folded;
+    // Elements of other sequences before its own: places (+1 each), queries.
+    i64 places_at, queries_at;
+    // Its part of `folds` (n + 1 of them) and of `reads`.
+    i64 folds_at, folds, reads_at, reads;
+    // The gradient by the final state joins Γ at this fold, and its open tokens begin at this place.
+    i64 joins, open_after;
+    // Its row of the state.
+    i64 slot;
+};
+
+// Queries that read the same sums.
+struct Read {
+    i64 first, end;
+};
+
+// What a state's head holds besides its tokens: whether its sums hold any, and g at the last of those less g at the
+// last token before place 0; g there since the sequence's start.
+struct Past {
+    f64 mark, total;
+    i64 count;
+};
+
+// A common prefix of features (its place in `prefixes`) and their last indices.
+struct Run {
+    u32 prefix;
+    u16 first, len;
+};
+
+struct Feature {
+    u32 prefix, last;
+};
+
+// Raw tokens of a state, or gradients by them: rows of slot · kv_heads + head.
+struct Raw {
+    f32* keys;    // [rows][most][D_KEY]
+    f32* values;  // [rows][most][D_VALUE]
+    f64* fading;  // [rows][most]: logarithms; of all since the sequence's start for sinks. Of gradients: Σ w dw
+    u8* live;     // [rows][most]
+    i64 most;
+};
+
+struct Backward {
+    View q, k, v, dy, dq, dk, dv, log_gates, d_log_gates;
+    const Sequence* sequences;
+    const i64* folds;
+    const Read* reads;
+    const u8* mask;  // [batch][keys], or null
+    const f64* slopes;
+    f64* d_slopes;
+
+    const f32* coefficients;  // a_p
+    const Feature* features;  // [features, and more that are 0]
+    const u16* prefixes;
+    const f32* factors;       // multiplicity · a_p, likewise
+    const Run* runs;
+    const i32* tile_runs;     // runs before each 32 features
+
+    const Past* past;         // [rows], or null
+    const f32* past_sums;     // [rows][features][D_VALUE]
+    const f32* past_z;        // [rows][features]
+    Raw open, sinks;
+    // The gradient by the final state, and by the initial one; null where there is none.
+    const f32* final_sums;
+    const f32* final_z;
+    Raw final_open, final_sinks;
+    const f64* final_past;
+    f32* initial_sums;
+    f32* initial_z;
+    Raw initial_open, initial_sinks;
+    f64* initial_past;
+
+    // Per place of each unit: g, Σ w dw. Per place of each sequence: how many there are up to the last before it that
+    // weighs something.
+    f64* g;
+    f64* dw;
+    i32* live;
+    // Per query: the logarithm that weights are relative to, 1/D, δ.
+    f32* shift;
+    f32* inverse;
+    f32* delta;
+
+    // One set of sums per unit and chunk at work, [features][D_VALUE] and then [features]; what goes on to the next
+    // chunks, and what rounding took from it; where reading leaves its share, [split][unit][group][chunk][row][token].
+    f32* slots;
+    f32* carry;
+    f32* far;
+    i64 slot_unit, slot_chunk;
+    i64 far_tokens, far_split;
+    // Gradients by sinks: [unit][split][sink][D_KEY + D_VALUE], and Σ w dw.
+    f32* sink_rows;
+    f64* sink_dw;
+    i64 sink_splits;
+
+    i64 features_count, mask_batch, block, sink_count, near;
+    f32 scale;
+    i32 kv_heads, group, sequences_count;
+    // `far_heads`: of the tokens that read, per unit.
+    i32 first_unit, units, first_chunk, chunks, far_heads, splits, mode, flags;
+};
+SAME_SIZE(Backward, BACKWARD_BYTES);
+
+struct Unit {
+    Sequence s;
+    i64 head, total, row;
+    const f64* g;
+    const i32* live;
+    Past past;
+};
+
+DEVICE Unit unit_of(const Backward& p, i64 index) {
+    Unit u;
+    i64 sequence = index / p.kv_heads;
+    u.head = index % p.kv_heads;
+    u.s = p.sequences[sequence];
+    u.total = u.s.open + u.s.keys;
+    u.g = p.g + (u.s.places_at * p.kv_heads + u.head * (u.total + 1));
+    u.live = p.live + u.s.places_at;
+    u.row = u.s.slot * p.kv_heads + u.head;
+    if (p.past) {
+        u.past = p.past[u.row];
+    } else {
+        u.past.mark = u.past.total = 0;
+        u.past.count = 0;
+    }
+    return u;
+}
+
+DEVICE i64 unit_places(const Backward& p, const Unit& u) {
+    return u.s.places_at * p.kv_heads + u.head * (u.total + 1);
+}
+// The first of a query head's numbers, `head` counted within the group.
+DEVICE i64 unit_queries(const Backward& p, const Unit& u, i64 head) {
+    return (u.s.queries_at * p.kv_heads + u.head * u.s.queries) * p.group + head * u.s.queries;
+}
+DEVICE i64 fold_of(const Backward& p, const Unit& u, i64 chunk) { return p.folds[u.s.folds_at + chunk]; }
+
+DEVICE i64 place_of(const Unit& u, i64 query) { return CAUSAL ? u.s.open + query : u.total - 1; }
+
+// Where the queries at a place stop to see by the polynomial.
+DEVICE i64 far_until(const Backward& p, i64 place) {
+    if (p.near < 0) return place + 1;
+    i64 block = place / p.block;
+    return block > p.near ? (block - p.near) * p.block : 0;
+}
+
+// Sinks that tokens before place `place` hold, and those that the state holds.
+DEVICE i64 sinks_before(const Backward& p, const Unit& u, i64 place) { return min(u.s.folded + place, p.sink_count); }
+DEVICE i64 old_sinks(const Backward& p, const Unit& u) { return sinks_before(p, u, u.s.open); }
+DEVICE i64 place_of_sink(const Unit& u, i64 sink) { return sink - u.s.folded; }
+
+DEVICE bool sink_is_live(const Backward& p, const Unit& u, i64 sink) {
+    if (sink < old_sinks(p, u)) return p.sinks.live[u.row * p.sinks.most + sink] != 0;
+    return !p.mask || p.mask[u.s.k_batch * p.mask_batch + u.s.k_first + place_of_sink(u, sink) - u.s.open] != 0;
+}
+// g relative to the last token before place 0, as everywhere.
+DEVICE f64 sink_g(const Backward& p, const Unit& u, i64 sink) {
+    if (!FADES) return 0;
+    if (sink < old_sinks(p, u)) return p.sinks.fading[u.row * p.sinks.most + sink] - u.past.total;
+    return u.g[place_of_sink(u, sink)];
+}
+
+// Whether the sums of all tokens before `fold` hold any, and g at the last.
+DEVICE bool mark_of(const Unit& u, i64 fold, f64& g) {
+    i32 last = u.live[fold];
+    g = 0;
+    if (last == 0 && u.past.count == 0) return false;
+    if (FADES) g = last > 0 ? u.g[last - 1] : u.past.mark;
+    return true;
+}
+
+// Whether a query sees anything, and g at the last that it sees.
+DEVICE bool own_of(const Backward& p, const Unit& u, i64 place, f64& g) {
+    if (mark_of(u, place + 1, g)) return true;
+    for (i64 sink = sinks_before(p, u, place + 1) - 1; sink >= 0; --sink) {
+        if (sink_is_live(p, u, sink)) {
+            g = sink_g(p, u, sink);
+            return true;
+        }
+    }
+    return false;
+}
+
+// One element of the key or value at a place, and whether it weighs anything.
+DEVICE f32 key_at(const Backward& p, const Unit& u, i64 place, int i) {
+    if (place < u.s.open) return p.open.keys[(u.row * p.open.most + place) * D_KEY + i];
+    return to_f32(row<const E>(p.k, u.s.k_batch, u.head, u.s.k_first + place - u.s.open)[i]);
+}
+DEVICE f32 value_at(const Backward& p, const Unit& u, i64 place, int i) {
+    if (place < u.s.open) return p.open.values[(u.row * p.open.most + place) * D_VALUE + i];
+    return to_f32(row<const E>(p.v, u.s.k_batch, u.head, u.s.k_first + place - u.s.open)[i]);
+}
+DEVICE f32 sink_key_at(const Backward& p, const Unit& u, i64 sink, int i) {
+    if (sink < old_sinks(p, u)) return p.sinks.keys[(u.row * p.sinks.most + sink) * D_KEY + i];
+    return key_at(p, u, place_of_sink(u, sink), i);
+}
+DEVICE f32 sink_value_at(const Backward& p, const Unit& u, i64 sink, int i) {
+    if (sink < old_sinks(p, u)) return p.sinks.values[(u.row * p.sinks.most + sink) * D_VALUE + i];
+    return value_at(p, u, place_of_sink(u, sink), i);
+}
+DEVICE bool is_live(const Unit& u, i64 place) { return u.live[place + 1] == place + 1; }
+
+// A query's elements, times the scale, and those of its dL/dy.
+DEVICE f32 query_at(const Backward& p, const Unit& u, i64 head, i64 query, int i) {
+    return p.scale * to_f32(row<const E>(p.q, u.s.q_batch, u.head * p.group + head, u.s.q_first + query)[i]);
+}
+DEVICE f32 dy_at(const Backward& p, const Unit& u, i64 head, i64 query, int i) {
+    return to_f32(row<const E>(p.dy, u.s.q_batch, u.head * p.group + head, u.s.q_first + query)[i]);
+}
+
+// What a query multiplies sums before `fold` by, over D.
+DEVICE f32 reading_factor(const Backward& p, const Unit& u, i64 head, i64 query, i64 fold) {
+    i64 at = unit_queries(p, u, head) + query;
+    f32 inverse = p.inverse[at];
+    f64 mark, own;
+    if (inverse == 0 || !mark_of(u, fold, mark)) return 0;
+    own_of(p, u, place_of(u, query), own);
+    return expf(f32(own - mark - f64(p.shift[at]))) * inverse;
+}
+
+// What a key's features were multiplied by when the sums before `fold` took them in.
+DEVICE f32 folding_factor(const Unit& u, i64 place, i64 fold) {
+    if (!is_live(u, place)) return 0;
+    return FADES ? expf(f32(u.g[u.live[fold] - 1] - u.g[place])) : 1.0f;
+}
+
+// Sums of unit `unit` (of those at work) and chunk `chunk` (likewise).
+DEVICE f32* slot_of(const Backward& p, i64 unit, i64 chunk) { return p.slots + unit * p.slot_unit + chunk * p.slot_chunk; }
+
+// One row of what reading leaves; `rows` of them.
+DEVICE f32* far_of(const Backward& p, i64 split, i64 unit, i64 head, i64 chunk, i64 rows) {
+    return p.far + split * p.far_split + ((unit * p.far_heads + head) * p.chunks + chunk) * rows * p.far_tokens;
+}
+
+// Σ a_p x^p and its slope.
+DEVICE f32 polynomial(const f32* a, f32 x, f32& slope) {
+    f32 y = a[TERMS - 1];
+    slope = 0;
+#pragma unroll
+    for (int i = TERMS - 2; i >= 0; --i) {
+        slope = fmaf(slope, x, y);
+        y = fmaf(y, x, a[i]);
+    }
+    return y;
+}

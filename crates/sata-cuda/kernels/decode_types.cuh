@@ -1,0 +1,208 @@
+// Sizes, parameters and small pieces that the parts of decode.cu share. See there for what is what.
+#pragma once
+#include "prelude.cuh"
+
+typedef NUMBER E;
+
+// SUMS: how far sums lie in memory. Next to either there may be what rounding takes from them: the lower half of
+// the bits beside bf16, so that both are an f32, or a second f32 beside the first.
+#define SUMS_F32 0
+#define SUMS_BF16 1
+#if SUMS == SUMS_BF16
+typedef bf16 Sum;
+typedef u16 SumLow;
+#else
+typedef f32 Sum;
+typedef f32 SumLow;
+#endif
+
+#define PER_QUERY (SERIES != 0)
+#define SERIES_GAUSS 1
+#define SERIES_HERMITE 2
+#define FADES_SLOPES 1
+#define FADES_GATES 2
+#define NEAR_NONE (-1)
+
+constexpr int G = PASS;                              // queries that one pass over the sums answers
+constexpr int HEADS = (GROUP + PASS - 1) / PASS * PASS;
+constexpr int PASSES = HEADS / PASS;
+constexpr int PLANES = PER_QUERY ? ORDER_COUNT : 1;  // numerators and denominators of a query
+constexpr int ROW = D_VALUE + 1;                     // its numerators, then its denominator
+constexpr f32 LOWEST = -3.402823466e+38f;
+
+// How the lanes of a warp lie over rows of d_value elements: each loads VEC of them at once.
+#if SUMS == SUMS_BF16
+constexpr int VEC = D_VALUE % 8 == 0 ? 8 : D_VALUE % 4 == 0 ? 4 : D_VALUE % 2 == 0 ? 2 : 1;
+#else
+constexpr int VEC = D_VALUE % 4 == 0 ? 4 : D_VALUE % 2 == 0 ? 2 : 1;
+#endif
+constexpr int COLUMNS = D_VALUE / VEC;
+constexpr int ACROSS = COLUMNS < 32 ? COLUMNS : 32;         // lanes along a row
+constexpr int AT_ONCE = 32 / ACROSS;                        // rows that a warp loads at once
+constexpr int STRETCHES = (COLUMNS + ACROSS - 1) / ACROSS;  // loads along a row
+
+// A tile: rows whose features a warp makes at once, LANE_ROWS per lane.
+constexpr int TILE = 32 * LANE_ROWS;
+constexpr int TILE_LOADS = (TILE + AT_ONCE - 1) / AT_ONCE;
+constexpr int BATCH = TILE_LOADS < IN_FLIGHT ? TILE_LOADS : IN_FLIGHT;
+constexpr int TOKEN_LOADS = (32 + AT_ONCE - 1) / AT_ONCE;
+
+constexpr int largest(int a, int b) { return a > b ? a : b; }
+
+// Indices of a feature's factors, packed. Index D_KEY stands for 1.
+constexpr int bits_for(int count) {
+    int bits = 1;
+    while ((1 << bits) < count) ++bits;
+    return bits;
+}
+constexpr int INDEX_BITS = bits_for(D_KEY + 1);
+constexpr int PER_WORD = 32 / INDEX_BITS;
+constexpr int WORDS = (HIGHEST + PER_WORD - 1) / PER_WORD;
+
+// Shared memory of a team, in floats.
+constexpr int FOLD_TOKENS = 8;
+constexpr int SHARED_QUERIES = (D_KEY + 1) * HEADS;
+constexpr int SHARED_NEW = D_KEY + D_VALUE;
+constexpr int SHARED_FAR = PLANES * HEADS * ROW;
+constexpr int SHARED_PARTS = TEAM * G * largest(ROW, PLANES);
+constexpr int SHARED_LEVELS = TEAM * G;
+constexpr int SHARED_COEFFICIENTS = PER_QUERY ? HEADS * (TERMS + 1) : 0;
+constexpr int SHARED_SCALES = (TEAM + 2) * G;
+constexpr int SHARED_WARP = largest(largest(TILE, 32) * G, 32 * FOLD_TOKENS);
+constexpr int round4(int floats) { return (floats + 3) / 4 * 4; }
+constexpr int TEAM_FLOATS = round4(SHARED_QUERIES) + round4(SHARED_NEW) + round4(SHARED_FAR) + round4(SHARED_PARTS) +
+                            round4(SHARED_LEVELS) + round4(SHARED_COEFFICIENTS) + round4(SHARED_SCALES) + 4 +
+                            TEAM * round4(SHARED_WARP);
+static_assert(TEAM_FLOATS * (WARPS / TEAM) * 4 == SHARED_BYTES, "shared memory differs from what is asked for");
+static_assert(TEAM == 1 || TEAM == WARPS, "a team is a warp or a block");
+
+struct Decode {
+    View q, k, v, y;
+    // [entries][kv_heads] with FADES_GATES, [kv_heads] with FADES_SLOPES.
+    const f32* log_gates;
+    i64 gates_batch, gates_head;
+    const f64* slopes;
+    // [entries] sequences of the state, or null for 0, 1, 2 ...; one that there is not is passed over.
+    const u32* slots;
+    // The state, by sequence and head.
+    Sum* sums;
+    f32* z;
+    SumLow* sums_low;
+    f32* z_low;
+    f32* open_keys;
+    f32* open_values;
+    f32* open_weights;
+    f64* open_fading;
+    f32* sink_keys;
+    f32* sink_values;
+    f32* sink_weights;
+    f64* sink_fading;
+    u64* counts;
+    f64* lags;
+    f64* totals;
+    f64* reaches;
+    // By sequence.
+    u64* positions;
+    u32* open;
+    // Tables of the basis: [WORDS][FEATURES], [FEATURES], and the series' coefficients [TERMS].
+    const u32* indices;
+    const f32* multipliers;
+    const f32* coefficients;
+    // Sums of parts [entries · kv_heads][split][PLANES][HEADS][ROW], and who has come: 0 between steps.
+    f32* partial;
+    u32* parts_done;
+    u32* heads_done;
+    // Denominators that are not positive; not finite; the least place (entry · query heads + head) of either.
+    u64* found;
+    f64 relative_noise, absolute_noise;
+    u32 entries, kv_heads, sequences, split;
+    f32 scale, tau;
+};
+SAME_SIZE(Decode, DECODE_BYTES);
+
+// VEC numbers that are loaded at once.
+struct Vec {
+    f32 x[VEC];
+};
+DEVICE Vec zeros() {
+    Vec v;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) v.x[i] = 0.0f;
+    return v;
+}
+DEVICE Vec load(const f32* p) {
+    Vec v;
+    if constexpr (VEC == 8) {
+        float4 a = load4(p), b = load4(p + 4);
+        v.x[0] = a.x, v.x[1] = a.y, v.x[2] = a.z, v.x[3] = a.w;
+        v.x[4] = b.x, v.x[5] = b.y, v.x[6] = b.z, v.x[7] = b.w;
+    } else if constexpr (VEC == 4) {
+        float4 a = load4(p);
+        v.x[0] = a.x, v.x[1] = a.y, v.x[2] = a.z, v.x[3] = a.w;
+    } else if constexpr (VEC == 2) {
+        float2 a = *reinterpret_cast<const float2*>(p);
+        v.x[0] = a.x, v.x[1] = a.y;
+    } else {
+        v.x[0] = *p;
+    }
+    return v;
+}
+// The same of far sums, as they lie in memory until they are used.
+#if SUMS == SUMS_BF16
+constexpr int RAW_WORDS = (VEC + 1) / 2;
+struct Raw {
+    u32 words[RAW_WORDS];
+};
+DEVICE Raw load_raw(const bf16* p) {
+    Raw r;
+    if constexpr (VEC == 8) {
+        uint4 a = *reinterpret_cast<const uint4*>(p);
+        r.words[0] = a.x, r.words[1] = a.y, r.words[2] = a.z, r.words[3] = a.w;
+    } else if constexpr (VEC == 4) {
+        uint2 a = *reinterpret_cast<const uint2*>(p);
+        r.words[0] = a.x, r.words[1] = a.y;
+    } else if constexpr (VEC == 2) {
+        r.words[0] = *reinterpret_cast<const u32*>(p);
+    } else {
+        r.words[0] = p->bits;
+    }
+    return r;
+}
+DEVICE void store_raw(bf16* p, const Raw& r) {
+    if constexpr (VEC == 8) {
+        *reinterpret_cast<uint4*>(p) = make_uint4(r.words[0], r.words[1], r.words[2], r.words[3]);
+    } else if constexpr (VEC == 4) {
+        *reinterpret_cast<uint2*>(p) = make_uint2(r.words[0], r.words[1]);
+    } else if constexpr (VEC == 2) {
+        *reinterpret_cast<u32*>(p) = r.words[0];
+    } else {
+        p->bits = u16(r.words[0]);
+    }
+}
+DEVICE Raw raw_zeros() {
+    Raw r;
+#pragma unroll
+    for (int i = 0; i < RAW_WORDS; ++i) r.words[i] = 0;
+    return r;
+}
+DEVICE f32 number(const Raw& r, int i) {
+    return __uint_as_float(i % 2 == 0 ? r.words[i / 2] << 16 : r.words[i / 2] & 0xffff0000u);
+}
+#else
+typedef Vec Raw;
+DEVICE Raw load_raw(const f32* p) { return load(p); }
+DEVICE Raw raw_zeros() { return zeros(); }
+DEVICE f32 number(const Raw& r, int i) { return r.x[i]; }
+#endif
+DEVICE void store(f32* p, const Vec& v) {
+    if constexpr (VEC == 8) {
+        store4(p, make_float4(v.x[0], v.x[1], v.x[2], v.x[3]));
+        store4(p + 4, make_float4(v.x[4], v.x[5], v.x[6], v.x[7]));
+    } else if constexpr (VEC == 4) {
+        store4(p, make_float4(v.x[0], v.x[1], v.x[2], v.x[3]));
+    } else if constexpr (VEC == 2) {
+        *reinterpret_cast<float2*>(p) = make_float2(v.x[0], v.x[1]);
+    } else {
+        *p = v.x[0];
+    }
+}

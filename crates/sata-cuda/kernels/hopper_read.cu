@@ -1,0 +1,445 @@
+// Reading: y = (far sums read by features of q + keys of the same chunk weighed directly) / the same of ones.
+//
+// q, y  [batch, query heads, tokens, D_KEY or D_VALUE] bf16, strided
+// far   bf16 [kv head][chunk][feature block][NP / 8][8 features][8]: what precedes each chunk, coefficients applied
+// tiles records of 64 keys (hopper.cuh)
+//
+// A block of threads owns WARPGROUPS * ROW_TILES * 64 queries of one head. One warp copies slabs of the sums and key
+// tiles into a ring; each warpgroup makes features of its queries in registers and multiplies.
+// Per query 2 * features * (D_VALUE + 1) FLOPs of the sums, 2 * (D_KEY + D_VALUE + 1) per key of the direct part;
+// bytes: q, y once; the sums of a chunk once per block of threads (L2).
+#include "hopper.cuh"
+#include "hopper_mma.cuh"
+
+constexpr int SLAB_STEPS = 9;
+constexpr int STEP_BYTES = 16 * NP * 2;
+constexpr int STAGE_BYTES = (SLAB_STEPS * STEP_BYTES > TILE_BYTES ? SLAB_STEPS * STEP_BYTES : TILE_BYTES) + 127 & ~127;
+constexpr int QUERIES = WARPGROUPS * ROW_TILES * 64;
+constexpr int Q_WORDS = D_KEY == 8 ? 4 : D_KEY / 2 + 4;  // words of a query's row in shared memory: no two rows in one bank
+constexpr int THREADS = WARPGROUPS * 128 + 128;
+// Registers of a thread that multiplies, and of one that copies.
+constexpr int REGISTERS = WARPGROUPS == 1 ? 0 : WARPGROUPS == 2 ? 240 : WARPGROUPS == 3 ? 160 : 120;
+
+struct Read {
+    View q, y;
+    const u16* far;
+    const char* tiles;
+    const Sequence* sequences;
+    const int2* items;       // sequence, first row (a multiple of QUERIES, counted as keys are)
+    u32* bad;                // [query heads]: denominators that are not positive and finite
+    const double* before;    // [kv head][sequence]: g that the initial sums are relative to
+    int tile_count, chunk_count, chunk_tokens, group, sequence_count, block, near_blocks, full;
+    int initial;
+    float exp2_scale;        // scale * log2(e)
+    float a[8];              // coefficients with the scale's powers
+};
+
+struct Ring {
+    u32 base, full, empty;
+    int stage;
+    u32 phase;
+    DEV_MEMBER void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+    DEV_MEMBER u32 acquire() {
+        barrier_wait(full + 8 * stage, phase);
+        return base + stage * STAGE_BYTES;
+    }
+    // After all of a warpgroup's reads of the stage have ended.
+    DEV_MEMBER void release() {
+        if ((threadIdx.x & 127) == 0) barrier_arrive(empty + 8 * stage);
+        next();
+    }
+};
+
+DEV void step(float (&acc)[NA], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
+    mma_fence();
+    Mma<NP>::run<1>(acc, a0, a1, a2, a3, b);
+    mma_commit();
+    mma_wait<1>();
+}
+DEV u64 sums_descriptor(u32 address) { return descriptor(address, NP * 16, 128); }
+
+// x_i of the thread's two rows, each twice in a word, i = 0 ... 7 of a block; from the quad's own words.
+DEV void spread(u32 (&x)[8][2], u32 w0, u32 w1) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u32 v0 = __shfl_sync(~0u, w0, (lane & ~3) | i), v1 = __shfl_sync(~0u, w1, (lane & ~3) | i);
+        x[2 * i][0] = __byte_perm(v0, 0, 0x1010);
+        x[2 * i + 1][0] = __byte_perm(v0, 0, 0x3232);
+        x[2 * i][1] = __byte_perm(v1, 0, 0x1010);
+        x[2 * i + 1][1] = __byte_perm(v1, 0, 0x3232);
+    }
+}
+
+// 18 steps of T(a; c): xi spread from block a, u = xj * block c.
+template <int FIRST, int LAST>
+DEV void t_steps(float (&acc)[NA], const u32 (&xi)[8][2], const u32 (&u)[8][2], u64 b) {
+    constexpr Pairs P;
+#pragma unroll
+    for (int s = FIRST; s < LAST; s++) {
+        const int i0 = P.i[2 * s], j0 = P.j[2 * s], i1 = P.i[2 * s + 1], j1 = P.j[2 * s + 1];
+        step(acc, mul2(xi[i0][0], u[j0][0]), mul2(xi[i0][1], u[j0][1]), mul2(xi[i1][0], u[j1][0]), mul2(xi[i1][1], u[j1][1]),
+             b + (s - FIRST) * (STEP_BYTES >> 4));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __grid_constant__ Read p) {
+    extern __shared__ __align__(128) char shared[];
+    const u32 base = smem(shared);
+    u32* const q_words = (u32*)(shared + STAGES * STAGE_BYTES);
+    const u32 bars = base + STAGES * STAGE_BYTES + QUERIES * Q_WORDS * 4;
+    const int head = blockIdx.y, kv = head / p.group;
+    const int2 item = p.items[blockIdx.x];
+    const Sequence seq = p.sequences[item.x];
+    const int row0 = item.y;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) {
+            barrier_init(bars + 8 * s, 1);
+            barrier_init(bars + 8 * (STAGES + s), WARPGROUPS);
+        }
+        barrier_init_done();
+    }
+    __syncthreads();
+
+    // What this block reads: sums at the chunk where the first row's far past ends, then keys from there on.
+    const int rows_end = p.full ? 0 : min(row0 + QUERIES, seq.keys);
+    const int near_start = p.near_blocks < 0 ? row0 : max(0, (row0 / p.block - p.near_blocks) * p.block);
+    const int chunk = p.full ? seq.chunks : near_start / p.chunk_tokens;
+    const bool has_far = chunk > 0 || p.initial;
+    const int first_tile = p.full ? 0 : chunk * (p.chunk_tokens / KEY_TILE);
+    const int sink_tiles = p.full ? 0 : min((seq.sinks + KEY_TILE - 1) / KEY_TILE, first_tile);
+    const int end_tile = (rows_end + KEY_TILE - 1) / KEY_TILE;
+    const char* const tiles = p.tiles + ((i64)kv * p.tile_count + seq.tile) * TILE_BYTES;
+    const int far_chunk = seq.chunk + chunk;
+
+    if (warp >= WARPGROUPS * 4) {
+        if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (warp == WARPGROUPS * 4 && lane == 0) {
+            int stage = 0;
+            u32 phase = 1;
+            auto send = [&](const char* from, u32 bytes) {
+                const u32 full = bars + 8 * stage, empty = bars + 8 * (STAGES + stage);
+                barrier_wait(empty, phase);
+                barrier_expect(full, bytes);
+                copy_bulk(base + stage * STAGE_BYTES, from, bytes, full);
+                if (++stage == STAGES) {
+                    stage = 0;
+                    phase ^= 1;
+                }
+            };
+            if (has_far) {
+                const char* s = (const char*)(p.far + ((i64)kv * p.chunk_count + far_chunk) * (i64)(BLOCKS * 8 * NP));
+                auto steps = [&](int n) {
+                    send(s, n * STEP_BYTES);
+                    s += n * STEP_BYTES;
+                };
+                if constexpr (HAS3) {
+                    for (int t = 0; t < 2 * NB * NB; t++) steps(9);
+                    for (int t = 0; t < R_BLOCKS / 16; t++) steps(8);
+                }
+                if constexpr (HAS2) {
+                    for (int t = 0; t < Q_BLOCKS / 8; t++) steps(4);
+                }
+                if constexpr (L_BLOCKS > 0) steps(STEPS_L);
+            }
+            for (int t = 0; t < sink_tiles; t++) send(tiles + (i64)t * TILE_BYTES, TILE_BYTES);
+            for (int t = first_tile; t < end_tile; t++) send(tiles + (i64)t * TILE_BYTES, TILE_BYTES);
+        }
+        return;
+    }
+
+    if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+    // Row tiles of a warpgroup lie far apart, so that the causal work is even.
+    const int wg = warp >> 2;
+    const int g = (warp & 3) * 16 + (lane >> 2), m = lane & 3;
+    Ring ring{base, bars, bars + 8 * STAGES, 0, 0};
+    float acc[ROW_TILES][NA];
+    auto tile_of = [&](int r) { return r % 2 == 0 ? wg + r * WARPGROUPS : (r + 1) * WARPGROUPS - 1 - wg; };
+    const int count = p.full ? seq.queries : seq.keys;
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) {
+        const int tile = tile_of(r);
+        u32* const words = q_words + tile * 64 * Q_WORDS;
+        for (int e = threadIdx.x & 127; e < 64 * NB; e += 128) {
+            const int row = e / NB, c = e % NB, t = row0 + tile * 64 + row;
+            uint4 v = make_uint4(0, 0, 0, 0);
+            if (t >= seq.lead && t < count)
+                v = *(const uint4*)(p.q.data + seq.batch * p.q.batch + head * p.q.head + (seq.q_token + t - seq.lead) * p.q.token + 8 * c);
+            *(uint4*)(words + row * Q_WORDS + 4 * c) = v;
+        }
+#pragma unroll
+        for (int i = 0; i < NA; i++) acc[r][i] = 0.f;
+    }
+    group_sync(1 + wg, 128);
+    auto word = [&](int r, int c, int half) { return q_words[(tile_of(r) * 64 + g + 8 * half) * Q_WORDS + 4 * c + m]; };
+
+    if (has_far) {
+        if constexpr (HAS3) {
+            for (int a = 0; a < NB; a++)
+                for (int c = 0; c < NB; c++) {
+                    Ring second = ring;
+                    second.next();
+                    const u64 b0 = sums_descriptor(ring.acquire());
+                    u64 b1 = 0;
+#pragma unroll
+                    for (int r = 0; r < ROW_TILES; r++) {
+                        u32 xi[8][2], u[8][2];
+                        spread(xi, word(r, a, 0), word(r, a, 1));
+                        const u32 c0 = word(r, c, 0), c1 = word(r, c, 1);
+#pragma unroll
+                        for (int j = 0; j < 8; j++) {
+                            u[j][0] = mul2(xi[j][0], c0);
+                            u[j][1] = mul2(xi[j][1], c1);
+                        }
+                        t_steps<0, 9>(acc[r], xi, u, b0);
+                        if (r == 0) b1 = sums_descriptor(second.acquire());
+                        t_steps<9, 18>(acc[r], xi, u, b1);
+                    }
+                    mma_wait<0>();
+                    ring.release();
+                    ring.release();
+                }
+            // One loop over slabs: nested ones make the compiler serialise the matrix instructions.
+            int b = 1, c = 2, i = 0;
+            u32 u[ROW_TILES][8][2];
+#pragma unroll 1
+            for (int t = 0; t < R_BLOCKS / 16; t++) {
+                if (i == 0) {
+#pragma unroll
+                    for (int r = 0; r < ROW_TILES; r++) {
+                        spread(u[r], word(r, b, 0), word(r, b, 1));
+                        const u32 c0 = word(r, c, 0), c1 = word(r, c, 1);
+#pragma unroll
+                        for (int j = 0; j < 8; j++) {
+                            u[r][j][0] = mul2(u[r][j][0], c0);
+                            u[r][j][1] = mul2(u[r][j][1], c1);
+                        }
+                    }
+                }
+                const u64 desc = sums_descriptor(ring.acquire());
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++) {
+                    const int from = (lane & ~3) | (i & 7) >> 1;
+                    const u32 v0 = __shfl_sync(~0u, word(r, i >> 3, 0), from), v1 = __shfl_sync(~0u, word(r, i >> 3, 1), from);
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const u32 x0 = __byte_perm(v0, 0, h ? 0x3232 : 0x1010), x1 = __byte_perm(v1, 0, h ? 0x3232 : 0x1010);
+#pragma unroll
+                        for (int j = 0; j < 8; j += 2)
+                            step(acc[r], mul2(x0, u[r][j][0]), mul2(x1, u[r][j][1]), mul2(x0, u[r][j + 1][0]), mul2(x1, u[r][j + 1][1]),
+                                 desc + (4 * h + j / 2) * (STEP_BYTES >> 4));
+                    }
+                }
+                mma_wait<0>();
+                ring.release();
+                i += 2;
+                if (i == 8 * b) {
+                    i = 0;
+                    if (++c == NB) c = ++b + 1;
+                }
+            }
+        }
+        if constexpr (HAS2) {
+            for (int b = 0; b < NB; b++)
+                for (int c = b; c < NB; c++) {
+                    const u64 desc = sums_descriptor(ring.acquire());
+#pragma unroll
+                    for (int r = 0; r < ROW_TILES; r++) {
+                        u32 x[8][2];
+                        spread(x, word(r, b, 0), word(r, b, 1));
+                        const u32 c0 = word(r, c, 0), c1 = word(r, c, 1);
+#pragma unroll
+                        for (int i = 0; i < 8; i += 2)
+                            step(acc[r], mul2(x[i][0], c0), mul2(x[i][1], c1), mul2(x[i + 1][0], c0), mul2(x[i + 1][1], c1),
+                                 desc + (i / 2) * (STEP_BYTES >> 4));
+                    }
+                    mma_wait<0>();
+                    ring.release();
+                }
+        }
+        if constexpr (L_BLOCKS > 0) {
+            const u64 desc = sums_descriptor(ring.acquire());
+            const u32 one = m == 0 ? 0x3f80u : 0u;
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) {
+#pragma unroll
+                for (int s = 0; s < STEPS_L; s++) {
+                    u32 a[4];
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const int e = 2 * s + h;
+                        if (HAS1 && e < NB) {
+                            a[2 * h] = word(r, e, 0);
+                            a[2 * h + 1] = word(r, e, 1);
+                        } else {
+                            a[2 * h] = a[2 * h + 1] = e < L_BLOCKS ? one : 0u;
+                        }
+                    }
+                    step(acc[r], a[0], a[1], a[2], a[3], desc + s * (STEP_BYTES >> 4));
+                }
+            }
+            mma_wait<0>();
+            ring.release();
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) mma_touch(acc[r]);
+
+    // g at the thread's rows, and what is left of the far past there.
+    double fade[ROW_TILES][2];
+    if constexpr (HAS_G) {
+        if (!p.full) {
+            const double before = chunk > 0 ? *(const double*)(tiles + (i64)(first_tile - 1) * TILE_BYTES + META_END)
+                                            : p.before[kv * p.sequence_count + item.x];
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int t = min(row0 + tile_of(r) * 64 + g + 8 * h, seq.keys - 1);
+                    const char* record = tiles + (i64)(t / KEY_TILE) * TILE_BYTES;
+                    fade[r][h] = *(const double*)(record + META_END) - (double)(((const float*)(record + META))[t % KEY_TILE] * (1.f / LOG2E));
+                    const float f = exp2_fast((float)(fade[r][h] - before) * LOG2E);
+#pragma unroll
+                    for (int j = 0; j < NA / 4; j++) {
+                        acc[r][4 * j + 2 * h] *= f;
+                        acc[r][4 * j + 2 * h + 1] *= f;
+                    }
+                }
+        }
+    }
+
+    // Keys one by one: the polynomial where far, exp where near.
+    auto weigh = [&](float (&acc)[NA], const double (&fade)[2], int r, int n, u32 at) {
+        const bool sink_pass = n < sink_tiles;
+        const int tile = sink_pass ? n : first_tile + n - sink_tiles;
+        const u64 keys = descriptor(at, 128, DQ * 16), values = descriptor(at + KEY_BYTES, NP * 16, 128);
+        const int rows = row0 + tile_of(r) * 64;
+        float x[32];
+#pragma unroll
+        for (int i = 0; i < 32; i++) x[i] = 0.f;
+#pragma unroll
+        for (int k = 0; k < DQ / 16; k++) {
+            mma_fence();
+            const u32 hi0 = 2 * k + 1 < NB ? word(r, 2 * k + 1, 0) : 0u, hi1 = 2 * k + 1 < NB ? word(r, 2 * k + 1, 1) : 0u;
+            Mma<64>::run<0>(x, word(r, 2 * k, 0), word(r, 2 * k, 1), hi0, hi1, keys + k * (256 >> 4));
+            mma_commit();
+        }
+        mma_wait<0>();
+        mma_touch(x);
+        const int key0 = tile * KEY_TILE;
+        const bool diagonal = key0 + KEY_TILE > rows;
+        // Near is from `start` on, which grows with the row.
+        int start0 = 1 << 30, start1 = 1 << 30;
+        if (p.near_blocks >= 0) {
+            start0 = max(0, ((rows + g) / p.block - p.near_blocks) * p.block);
+            start1 = max(0, ((rows + g + 8) / p.block - p.near_blocks) * p.block);
+        }
+        const int least = p.near_blocks < 0 ? 1 << 30 : max(0, (rows / p.block - p.near_blocks) * p.block);
+        const int most = p.near_blocks < 0 ? 1 << 30 : max(0, ((rows + 63) / p.block - p.near_blocks) * p.block);
+        const bool some_near = key0 + KEY_TILE > least || key0 < seq.sinks, all_near = key0 >= most || sink_pass;
+        float row_fade[2] = {1.f, 1.f};
+        float end_fade[2] = {0.f, 0.f};
+        const float* fall = (const float*)(shared + (at - base) + META);
+        if constexpr (HAS_G) {
+            const double end = *(const double*)(fall + 2 * KEY_TILE);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                end_fade[h] = (float)(fade[h] - end) * LOG2E;
+                row_fade[h] = exp2_fast(fminf(end_fade[h], 0.f));
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int s = key0 + 8 * j + 2 * m + (e & 1), h = e >> 1;
+                float& w = x[4 * j + e];
+                const float dot = w;
+                float poly = p.a[TERMS - 1];
+#pragma unroll
+                for (int o = TERMS - 2; o >= 0; o--) poly = ((ORDERS >> o) & 1) || o == 0 ? fmaf(poly, dot, p.a[o]) : poly * dot;
+                w = poly;
+                if (some_near) {
+                    const bool near = all_near || s >= (h ? start1 : start0) || s < seq.sinks;
+                    if (near) w = exp2_fast(dot * p.exp2_scale);
+                }
+                if constexpr (HAS_G) {
+                    const int key = 8 * j + 2 * m + (e & 1);
+                    w *= diagonal ? exp2_fast(fminf(end_fade[h] + fall[key], 0.f)) : row_fade[h] * fall[KEY_TILE + key];
+                }
+                if (diagonal && s > rows + g + 8 * h) w = 0.f;
+                if (sink_pass && s >= seq.sinks) w = 0.f;
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            mma_fence();
+            Mma<NP>::run<1>(acc, pack2(x[8 * k], x[8 * k + 1]), pack2(x[8 * k + 2], x[8 * k + 3]), pack2(x[8 * k + 4], x[8 * k + 5]),
+                            pack2(x[8 * k + 6], x[8 * k + 7]), values + k * (2 * NP * 16 >> 4));
+            mma_commit();
+        }
+        mma_wait<0>();
+        mma_touch(acc);
+    };
+    // Row tiles lie in ascending order, so first all of them have keys to weigh, then only the last, then none; no
+    // branch goes around a matrix instruction, which would serialise them all.
+    const int count_of_tiles = p.full ? 0 : sink_tiles + end_tile - first_tile;
+    int tiles_of[ROW_TILES];
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+        tiles_of[r] = min(count_of_tiles, sink_tiles + row0 / KEY_TILE + tile_of(r) + 1 - first_tile);
+    int n = 0;
+#pragma unroll 1
+    for (; n < tiles_of[0]; n++) {
+        const u32 at = ring.acquire();
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) weigh(acc[r], fade[r], r, n, at);
+        ring.release();
+    }
+    if constexpr (ROW_TILES == 2) {
+#pragma unroll 1
+        for (; n < tiles_of[1]; n++) {
+            weigh(acc[1], fade[1], 1, n, ring.acquire());
+            ring.release();
+        }
+    }
+    for (; n < count_of_tiles; n++) {
+        ring.acquire();
+        ring.release();
+    }
+
+    // One division.
+    u32 bad = 0;
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            constexpr int ONES = D_VALUE / 8, PLACE = D_VALUE % 8;
+            const float sum = __shfl_sync(~0u, acc[r][4 * ONES + 2 * h + PLACE % 2], (lane & ~3) | PLACE / 2);
+            const int t = row0 + tile_of(r) * 64 + g + 8 * h;
+            if (t < seq.lead || t >= count) continue;
+            if (m == 0 && !(sum > 0.f && sum < INFINITY)) bad++;
+            const float inverse = 1.f / sum;
+            u16* const y = p.y.data + seq.batch * p.y.batch + head * p.y.head + (seq.q_token + t - seq.lead) * p.y.token;
+#pragma unroll
+            for (int j = 0; j < NA / 4; j++) {
+                const int col = 8 * j + 2 * m;
+                const float y0 = acc[r][4 * j + 2 * h] * inverse, y1 = acc[r][4 * j + 2 * h + 1] * inverse;
+                if (D_VALUE % 2 == 0) {
+                    if (col < D_VALUE) *(u32*)(y + col) = pack2(y0, y1);
+                } else {
+                    if (col < D_VALUE) y[col] = to_bf16(y0);
+                    if (col + 1 < D_VALUE) y[col + 1] = to_bf16(y1);
+                }
+            }
+        }
+    bad = __reduce_add_sync(~0u, bad);
+    if (lane == 0 && bad) atomicAdd(p.bad + head, bad);
+}

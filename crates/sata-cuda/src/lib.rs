@@ -1,0 +1,26 @@
+//! Self-attention at constant cost per token on NVIDIA GPUs: the operation of the crate `sata`,
+//! with the same words.
+//!
+//! Kernels are CUDA C++ in the folder `kernels`, specialised by sizes and types, compiled at first
+//! use by NVIDIA's run-time compiler and kept on disk. Building this crate needs no CUDA; opening a
+//! [`Device`] needs a driver, and says so where there is none ([`Error::NoDriver`]).
+//!
+//! With the feature `emulator`, `Device::emulated` runs the same kernels on the CPU: for tests.
+
+#![deny(missing_docs)]
+
+mod backend;
+mod buffer;
+mod cache;
+mod device;
+mod error;
+pub mod nvrtc;
+mod source;
+mod view;
+
+pub use backend::{KernelProperties, Launch, Properties};
+pub use buffer::{Buffer, Plain};
+pub use device::{Device, Graph, Kernel, Moment};
+pub use error::Error;
+pub use source::Unit;
+pub use view::{Element, RawView, View, ViewMut};
