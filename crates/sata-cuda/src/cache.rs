@@ -6,9 +6,11 @@
 //! not just so is made anew. Files are written aside and renamed, so that others never see half of
 //! one. A folder that cannot be written to only costs time.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -34,6 +36,37 @@ impl Key {
 
     fn name(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Code in this process, loaded once per key. Others wait for whoever is at it, but not for those at
+/// other keys.
+#[derive(Debug)]
+pub(crate) struct Loaded<T>(Mutex<HashMap<Key, Place<T>>>);
+
+type Place<T> = Arc<Mutex<Option<Arc<T>>>>;
+
+impl<T> Default for Loaded<T> {
+    fn default() -> Self {
+        Loaded(Mutex::default())
+    }
+}
+
+impl<T> Loaded<T> {
+    pub(crate) fn get_or(
+        &self,
+        key: Key,
+        load: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Arc<T>, Error> {
+        let place =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(code) = &*place {
+            return Ok(code.clone());
+        }
+        let code = Arc::new(load()?);
+        *place = Some(code.clone());
+        Ok(code)
     }
 }
 

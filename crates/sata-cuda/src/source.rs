@@ -2,8 +2,28 @@
 
 use std::fmt::{Display, Write};
 
+macro_rules! headers {
+    ($($file:literal),* $(,)?) => {
+        &[$(($file, include_str!(concat!("../kernels/", $file)))),*]
+    };
+}
+
 /// Headers that sources may include by name.
-const HEADERS: &[(&str, &str)] = &[("prelude.cuh", include_str!("../kernels/prelude.cuh"))];
+const HEADERS: &[(&str, &str)] = headers![
+    "backward.cuh",
+    "backward_pairs.cuh",
+    "decode_finish.cuh",
+    "decode_fold.cuh",
+    "decode_past.cuh",
+    "decode_sums.cuh",
+    "decode_tokens.cuh",
+    "decode_types.cuh",
+    "generic.cuh",
+    "hopper.cuh",
+    "hopper_mma.cuh",
+    "prelude.cuh",
+    "series.cuh",
+];
 
 /// A kernel file with its defines: what is compiled, loaded and cached as one.
 ///

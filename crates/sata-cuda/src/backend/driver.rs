@@ -11,7 +11,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use super::{
     Backend, Entry, KernelProperties, Launch, Module, Moment, Properties, Recorded, Stream,
 };
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Key, Loaded};
 use crate::nvrtc::Nvrtc;
 use crate::{Error, Unit};
 
@@ -27,7 +27,7 @@ pub(crate) struct Driver {
     /// Whether `stream` is ours to destroy.
     owned: bool,
     pools: bool,
-    loaded: Mutex<HashMap<Key, Arc<Mutex<Option<Arc<Code>>>>>>,
+    loaded: Loaded<Code>,
     /// The largest dynamic shared memory that each kernel was allowed so far.
     allowed: Mutex<HashMap<usize, u32>>,
 }
@@ -261,22 +261,15 @@ impl Backend for Driver {
         let (text, options) = (unit.full_text(), Nvrtc::options(unit, &arch));
         let parts = [version.as_str(), &text];
         let key = Key::of(parts.into_iter().chain(options.iter().map(String::as_str)));
-        let place = {
-            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            loaded.entry(key).or_default().clone()
-        };
-        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(code) = &*place {
-            return Ok(code.clone());
-        }
-        let compile = || Ok(nvrtc.compile(unit, &arch, false)?.cubin);
-        let cubin = Cache::usual().get_or(key, compile)?;
-        self.enter()?;
-        // SAFETY: machine code for this device, made by its compiler, as the digest says.
-        let raw = unsafe { result::module::load_data(cubin.as_ptr().cast()) };
-        let raw = raw.map_err(failed("loading a kernel"))?;
-        let code = Arc::new(Code { context: self.context.clone(), raw, title: unit.title() });
-        *place = Some(code.clone());
+        let code = self.loaded.get_or(key, || {
+            let compile = || Ok(nvrtc.compile(unit, &arch, false)?.cubin);
+            let cubin = Cache::usual().get_or(key, compile)?;
+            self.enter()?;
+            // SAFETY: machine code for this device, made by its compiler, as the digest says.
+            let raw = unsafe { result::module::load_data(cubin.as_ptr().cast()) };
+            let raw = raw.map_err(failed("loading a kernel"))?;
+            Ok(Code { context: self.context.clone(), raw, title: unit.title() })
+        })?;
         Ok(code)
     }
 

@@ -1,16 +1,15 @@
 //! Compiling units for the CPU.
 
-use std::collections::HashMap;
 use std::ffi::{OsString, c_void};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use libloading::Library;
 
 use super::super::{Entry, KernelProperties, Module};
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Key, Loaded};
 use crate::{Error, Unit};
 
 const EMULATOR: &str = include_str!("../../../emulator/emu.hpp");
@@ -81,25 +80,16 @@ fn flags() -> Vec<&'static str> {
 
 /// Compiled and loaded, once in this process.
 pub(super) fn load(unit: &Unit) -> Result<Arc<dyn Module>, Error> {
-    type Loaded = Mutex<HashMap<Key, Arc<Mutex<Option<Arc<Code>>>>>>;
-    static LOADED: OnceLock<Loaded> = OnceLock::new();
+    static LOADED: OnceLock<Loaded<Code>> = OnceLock::new();
     let compiler = compiler()?;
     let text = full_text(unit);
     let flags = flags();
     let parts = ["emulator", &compiler.version, &text];
     let key = Key::of(parts.into_iter().chain(flags.iter().copied()));
-    let place = {
-        let mut loaded =
-            LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.entry(key).or_default().clone()
-    };
-    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(code) = &*place {
-        return Ok(code.clone());
-    }
-    let object = Cache::usual().get_or(key, || compile(compiler, unit, &text, &flags))?;
-    let code = Arc::new(open(unit, &object)?);
-    *place = Some(code.clone());
+    let code = LOADED.get_or_init(Loaded::default).get_or(key, || {
+        let object = Cache::usual().get_or(key, || compile(compiler, unit, &text, &flags))?;
+        open(unit, &object)
+    })?;
     Ok(code)
 }
 
