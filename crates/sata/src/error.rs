@@ -96,6 +96,14 @@ pub enum Error {
         /// The call's value.
         call: String,
     },
+    /// Numbers that a state was to be made of hold what no state holds.
+    #[error("the state's {part}: {reason}")]
+    Part {
+        /// Which of them.
+        part: &'static str,
+        /// What was found.
+        reason: String,
+    },
     /// A file is not what it should be.
     #[error("{}: {reason}", path.display())]
     File {

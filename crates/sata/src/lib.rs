@@ -94,7 +94,7 @@ pub use plan::{Form, Plan, Recipe};
 pub use spec::{
     DEFAULT_BLOCK, DEFAULT_TERMS, Decay, Near, Series, Spec, SpecBuilder, alibi_slopes,
 };
-pub use state::{Centre, State};
+pub use state::{Centre, State, StateParts};
 pub use view::{View, ViewMut};
 
 /// The README's example, compiled with the tests.

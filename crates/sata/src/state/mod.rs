@@ -5,6 +5,7 @@ mod file;
 mod head;
 mod mark;
 mod merge;
+mod parts;
 mod sums;
 
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use crate::{Error, Plan, Real, Spec};
 pub use centre::Centre;
 pub(crate) use head::{HeadState, OneWork, Raw, capacity};
 pub(crate) use mark::{Mark, faded, running, running_into};
+pub use parts::StateParts;
+pub(crate) use parts::is_place;
 pub(crate) use sums::{FoldWork, Sums};
 
 /// The past of some sequences of equal spec: per key/value head the far sums and the raw keys and

@@ -15,9 +15,9 @@ use super::{
 };
 use crate::basis::{Basis, features};
 use crate::state::{
-    Centre, HeadState, MAX_POSITION, Raw, bytes_needed, capacity, check_centre, check_layout,
+    Centre, HeadState, Raw, bytes_needed, capacity, check_centre, check_layout, is_place,
 };
-use crate::{Error, Near, Plan, Real, Series, Spec, State};
+use crate::{Error, Plan, Real, Series, Spec, State};
 
 impl<T: Real> State<T> {
     /// Reads a state that serves `plan`: one of its sizes that holds its orders, and perhaps more.
@@ -226,16 +226,7 @@ impl<R: Read + Seek> StateFile<R> {
         let counts: Vec<(u64, usize)> = positions.into_iter().zip(open).collect();
         for (sequence, &(position, open)) in counts.iter().enumerate() {
             let room = capacity(spec);
-            let folded = position.checked_sub(open as u64);
-            // Near blocks are counted from the start, and fold as soon as they may.
-            let whole = match spec.near() {
-                Near::None => true,
-                Near::Blocks(n) => {
-                    let block = spec.block() as u64;
-                    folded == Some((position / block).saturating_sub(n as u64) * block)
-                }
-            };
-            if open >= room || folded.is_none() || !whole || position > MAX_POSITION {
+            if !is_place(spec, position, open) {
                 return Err(self.no(format!(
                     "its sequence {sequence} has position {position} and {open} open tokens, with blocks of {} and room for {room}",
                     spec.block()
