@@ -296,8 +296,8 @@ inline void make(Block& b, unsigned i) {
     // Tops differ, so that stacks do not all lie in the same lines of the caches.
     size_t top = STACK_BYTES - 64 - (i * 13 % 61) * 64;
 #if defined(__x86_64__)
+    // Where a call would have left the stack: 8 beside a multiple of 16.
     void** at = reinterpret_cast<void**>(base + top);
-    *--at = nullptr;
     *--at = nullptr;
     *--at = reinterpret_cast<void*>(&enter);
     for (int r = 0; r < 6; ++r) *--at = nullptr;
