@@ -17,6 +17,8 @@ struct Sequence {
     i64 row;                        // its first query among the rows of all sequences
     i64 piece, pieces;              // its first piece, and how many
     i64 sink, sinks;                // its first sink in work arrays, and how many it has after the call
+    i64 ring;                       // the window's first token among the state's open ones, which are a ring
+    i64 settled;                    // tokens of the window that are folded after the call, where a state is kept
 };
 
 // Some queries of one sequence that read the same far sums, and weigh tokens from `window` on one by one.
@@ -24,7 +26,7 @@ struct Chunk {
     i32 sequence;
     i32 prefix;  // which far sums: 0 the state's, j > 0 those with the sequence's pieces 0 ... j-1; -1 none
     i64 first;   // its first query, counted in the call
-    i64 count;
+    i64 count;   // over all query heads of a key/value head less than 2^31
     i64 window;
 };
 
@@ -40,6 +42,51 @@ struct Mark {
     f64 lag;    // g at the last token folded less g at the last token summed
     f64 total;  // g at the last token folded less g at the sequence's start
 };
+// Of all slots, or null where there was nothing before the call.
+struct Marks {
+    Mark* all;
+    DEVICE bool any(i64 slot) const { return all && all[slot].count > 0; }
+    // g at the last token summed, counted from the window's start.
+    DEVICE f64 summed(i64 slot) const { return all ? -all[slot].lag : 0.0; }
+};
+
+// A state's far sums: f32, or bf16; beside them, or null, what rounding took: f32, or the lower halves of the bits of
+// f32s of which the bf16s are the nearest.
+struct StateSums {
+    void* sums;  // [slots][features][d_value]
+    void* low;
+    f32* z;      // [slots][features]
+    f32* z_low;
+    i32 is_bf16, padding;
+    DEVICE f32 sum(i64 i) const {
+        if (!is_bf16) return static_cast<const f32*>(sums)[i];
+        const u32 high = u32(static_cast<const bf16*>(sums)[i].bits) << 16;
+        const i32 rest = low ? i32(static_cast<const i16*>(low)[i]) : 0;
+        return __uint_as_float(high + u32(rest));
+    }
+    DEVICE f64 exact_sum(i64 i) const {
+        return f64(sum(i)) + (!is_bf16 && low ? f64(static_cast<const f32*>(low)[i]) : 0.0);
+    }
+    DEVICE f64 exact_z(i64 i) const { return f64(z[i]) + (z_low ? f64(z_low[i]) : 0.0); }
+    // Where no half is kept, bf16 is rounded up or down by `chance`, so that many small additions are not lost.
+    DEVICE void set_sum(i64 i, f32 x, u32 chance) const {
+        if (!is_bf16) {
+            static_cast<f32*>(sums)[i] = x;
+            return;
+        }
+        const u32 bits = __float_as_uint(x), carry = low ? 0x8000u : chance & 0xffffu;
+        const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+        const u16 high = u16(finite ? (bits + carry) >> 16 : bits >> 16 | ((bits & 0x7fffffu) != 0));
+        static_cast<bf16*>(sums)[i].bits = high;
+        if (low) static_cast<u16*>(low)[i] = u16(bits);
+    }
+};
+// A number that looks random.
+DEVICE u32 scrambled(u32 x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
 
 // e^log of what is summed, or 0 where that is nothing beside 1.
 DEVICE f32 faded(f64 log) { return log < -60.0 ? 0.0f : expf(f32(log)); }

@@ -35,8 +35,7 @@ struct Read {
     const f32* multiplicities;
     const Group* groups;
     const i32* planes;       // [planes + 1]: the groups of each plane
-    const f32* state_sums;   // [slots][features][D_VALUE]
-    const f32* state_z;
+    StateSums state;
     const f32* sums;         // [slot's pieces][features][D_VALUE]
     const f32* z;
     f32* num;
@@ -63,28 +62,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) far_read(const __grid_cons
     u32* factors = reinterpret_cast<u32*>(memory + sizeof(Shared));  // [STEP][width]
     const int thread = int(threadIdx.x);
     const Chunk chunk = p.chunks[p.first_chunk + blockIdx.x / p.tiles];
-    const i64 first_row = i64(blockIdx.x % p.tiles) * ROWS, all_rows = chunk.count * p.group;
+    const int count = int(chunk.count), all_rows = count * p.group;
+    const int first_row = int(blockIdx.x % p.tiles) * ROWS;
     if (chunk.prefix < 0 || first_row >= all_rows) return;
     const Sequence s = p.sequences[chunk.sequence];
     const int head = p.first_head + int(blockIdx.y);
     const int part = int(blockIdx.z) / COLUMN_TILES, column_tile = int(blockIdx.z) % COLUMN_TILES;
     const int first_column = column_tile * COLUMNS;
-    const f32 *sums, *z;
-    if (chunk.prefix == 0) {
-        const i64 slot = i64(chunk.sequence) * p.kv_heads + head;
-        sums = p.state_sums + slot * p.features * D_VALUE;
-        z = p.state_z + slot * p.features;
-    } else {
-        const i64 slot = (s.piece - p.first_piece) * p.heads + i64(blockIdx.y) * s.pieces + chunk.prefix - 1;
-        sums = p.sums + slot * p.features * D_VALUE;
-        z = p.z + slot * p.features;
-    }
+    // Which sums: the state's, or a piece's.
+    const bool of_state = chunk.prefix == 0;
+    const i64 slot = of_state ? i64(chunk.sequence) * p.kv_heads + head
+                              : (s.piece - p.first_piece) * p.heads + i64(blockIdx.y) * s.pieces + chunk.prefix - 1;
+    const i64 first_sum = slot * p.features * D_VALUE;
+    const f32* z = (of_state ? p.state.z : p.z) + slot * p.features;
     // Element c of the query of a row.
     auto query = [&](int r, int c) -> f32 {
-        const i64 at = first_row + r;
+        const int at = first_row + r;
         if (at >= all_rows) return 0.0f;
-        const i64 query_head = i64(head) * p.group + at / chunk.count;
-        return p.scale * to_f32(row<E>(p.q, s.q_batch, query_head, s.q_first + chunk.first + at % chunk.count)[c]);
+        const i64 query_head = i64(head) * p.group + at / count;
+        return p.scale * to_f32(row<E>(p.q, s.q_batch, query_head, s.q_first + chunk.first + at % count)[c]);
     };
     if constexpr (STAGED) {
         for (int i = thread; i < ROWS * D_KEY; i += THREADS) m.queries[i % D_KEY * PITCH + i / D_KEY] = query(i / D_KEY, i % D_KEY);
@@ -119,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) far_read(const __grid_cons
                     f32 x = 0.0f;
                     if (f < group.count && c < D_VALUE) {
                         const i64 feature = group.first + f;
-                        x = sums[feature * D_VALUE + c] * (p.multiplicities[feature] * group.coefficient);
+                        const i64 at = first_sum + feature * D_VALUE + c;
+                        x = (of_state ? p.state.sum(at) : p.sums[at]) * (p.multiplicities[feature] * group.coefficient);
                     }
                     m.sums[i] = x;
                 }
@@ -189,14 +186,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) far_read(const __grid_cons
             // To memory, added to what is there.
             const i64 place = i64(part) * p.plane_count + plane;
             const i64 heads_rows = i64(p.heads) * p.group * p.rows;
-            auto out_row = [&](i64 at) {
-                const i64 query_head = i64(blockIdx.y) * p.group + at / chunk.count;
-                return place * heads_rows + query_head * p.rows + (s.row - p.first_row) + chunk.first + at % chunk.count;
+            auto out_row = [&](int at) {
+                const i64 query_head = i64(blockIdx.y) * p.group + at / count;
+                return place * heads_rows + query_head * p.rows + (s.row - p.first_row) + chunk.first + at % count;
             };
             if (busy) {
 #pragma unroll
                 for (int i = 0; i < TM; i++) {
-                    const i64 at = first_row + row_thread * TM + i;
+                    const int at = first_row + row_thread * TM + i;
                     if (at < all_rows) {
                         f32* out = p.num + out_row(at) * D_VALUE + first_column + column * TN;
 #pragma unroll
@@ -221,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) far_read(const __grid_cons
                 for (int r = thread; r < ROWS; r += THREADS) {
                     f32 x = 0.0f;
                     for (int i = 0; i < MAKERS; i++) x += shares[i * ROWS + r];
-                    const i64 at = first_row + r;
+                    const int at = first_row + r;
                     if (at < all_rows) {
                         f32* out = p.den + out_row(at);
                         *out = begun ? *out + x : x;

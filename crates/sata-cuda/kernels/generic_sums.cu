@@ -32,7 +32,7 @@ struct Sums {
     i64 works, features;
     i64 first_piece;  // of those in the work array
     i32 first_head, heads;
-    i32 width, tiles, gathered;
+    i32 width, tiles, gathered, padding;
 };
 SAME_SIZE(Sums, SUMS_BYTES);
 
