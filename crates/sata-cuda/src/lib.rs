@@ -12,15 +12,21 @@
 mod backend;
 mod buffer;
 mod cache;
+mod call;
 mod device;
 mod error;
 pub mod nvrtc;
+mod plan;
 mod source;
+mod state;
 mod view;
 
 pub use backend::{KernelProperties, Launch, Properties};
 pub use buffer::{Buffer, Plain};
+pub use call::Call;
 pub use device::{Device, Graph, Kernel, Moment};
 pub use error::Error;
+pub use plan::Plan;
 pub use source::Unit;
+pub use state::{State, Storage, SumsType};
 pub use view::{Element, RawView, View, ViewMut};
