@@ -164,8 +164,8 @@ DEVICE void finish_far(const Decode& p, const Past& past, const Team& team, i64 
 DEVICE void inspect(const Decode& p, f32 den, u64 place) {
     bool finite = den * 0.0f == 0.0f;
     if (finite && den > 0.0f) return;
-    atomicAdd(p.found + (finite ? 0 : 1), u64(1));
-    atomicMin(p.found + 2, place);
+    atomicAdd(finite ? &p.tally->non_positive : &p.tally->non_finite, u64(1));
+    atomicMax(&p.tally->first, ~place);
 }
 
 // Answers the queries of one pass.
@@ -296,6 +296,7 @@ DEVICE void keep(const Decode& p, const Past& past, const Team& team, i64 slot, 
         if (last) p.heads_done[sequence] = 0;
     }
     if (last) {
+        atomicAdd(&p.tally->queries, u64(p.kv_heads) * GROUP);
         p.positions[sequence] = past.position + 1;
         p.open[sequence] = u32(past.folds() ? past.open - BLOCK : past.open);
     }

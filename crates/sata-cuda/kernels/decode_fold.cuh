@@ -52,7 +52,7 @@ DEVICE Fading fading_of(const Past& past) {
         fading.live |= __any_sync(0xffffffffu, weight != 0.0f) != 0;
     }
 #if FADES
-    if (fading.live && past.count != 0) fading.factor = faded(b.lost + past.lag);
+    if (fading.live && past.mark.count != 0) fading.factor = faded(b.lost + past.mark.lag);
 #endif
     return fading;
 }

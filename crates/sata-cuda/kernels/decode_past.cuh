@@ -18,8 +18,7 @@ struct Past {
     bool is_sink;
     u64 position;  // of the new token
     // The far sums' mark.
-    u64 count;
-    f64 lag, total;
+    Mark mark;
 
     DEVICE bool is_new(int token) const { return token == open - 1; }
     DEVICE int place(int token) const {
@@ -38,7 +37,7 @@ struct Past {
     // Whether this step fills a block that is far then.
     DEVICE bool folds() const { return open == CAPACITY; }
     // Whether there are far tokens: in the sums, or still open.
-    DEVICE bool has_far() const { return count != 0 || (NEAR == NEAR_NONE && !is_sink); }
+    DEVICE bool has_far() const { return mark.count != 0 || (NEAR == NEAR_NONE && !is_sink); }
 };
 
 // e^log of what is summed, or 0 where that is nothing beside 1.

@@ -112,7 +112,7 @@ DEVICE void sinks(const Decode& p, const Past& past, i64 slot, f64 since, const 
                   const Lane& lane, Sums& a, f32 (&max)[G]) {
     const f32* keys = p.sink_keys + slot * (i64(SINKS) * D_KEY);
     const f32* values = p.sink_values + slot * (i64(SINKS) * D_VALUE);
-    int count = past.position + 1 < u64(SINKS) ? int(past.position) + 1 : SINKS;
+    int count = past.is_sink ? int(past.position) + 1 : SINKS;
     int newest = past.is_sink ? int(past.position) : -1;
 #pragma unroll 1
     for (int first = warp * 32; first < count; first += TEAM * 32) {

@@ -16,9 +16,8 @@ typedef f32 Sum;
 typedef f32 SumLow;
 #endif
 
+// SERIES: a rule of series.cuh; those other than RULE_FIXED (0) make coefficients for each query.
 #define PER_QUERY (SERIES != 0)
-#define SERIES_GAUSS 1
-#define SERIES_HERMITE 2
 #define FADES_SLOPES 1
 #define FADES_GATES 2
 #define NEAR_NONE (-1)
@@ -47,10 +46,10 @@ constexpr int TILE_LOADS = (TILE + AT_ONCE - 1) / AT_ONCE;
 constexpr int BATCH = TILE_LOADS < IN_FLIGHT ? TILE_LOADS : IN_FLIGHT;
 constexpr int TOKEN_LOADS = (32 + AT_ONCE - 1) / AT_ONCE;
 
-constexpr int largest(int a, int b) { return a > b ? a : b; }
+__host__ __device__ constexpr int largest(int a, int b) { return a > b ? a : b; }
 
 // Indices of a feature's factors, packed. Index D_KEY stands for 1.
-constexpr int bits_for(int count) {
+__host__ __device__ constexpr int bits_for(int count) {
     int bits = 1;
     while ((1 << bits) < count) ++bits;
     return bits;
@@ -62,19 +61,32 @@ constexpr int WORDS = (HIGHEST + PER_WORD - 1) / PER_WORD;
 // Shared memory of a team, in floats.
 constexpr int FOLD_TOKENS = 8;
 constexpr int SHARED_QUERIES = (D_KEY + 1) * HEADS;
-constexpr int SHARED_NEW = D_KEY + D_VALUE;
+
 constexpr int SHARED_FAR = PLANES * HEADS * ROW;
 constexpr int SHARED_PARTS = TEAM * G * largest(ROW, PLANES);
 constexpr int SHARED_LEVELS = TEAM * G;
-constexpr int SHARED_COEFFICIENTS = PER_QUERY ? HEADS * (TERMS + 1) : 0;
+constexpr int SHARED_COEFFICIENTS = PER_QUERY ? G * TERMS : 0;
 constexpr int SHARED_SCALES = (TEAM + 2) * G;
 constexpr int SHARED_WARP = largest(largest(TILE, 32) * G, 32 * FOLD_TOKENS);
-constexpr int round4(int floats) { return (floats + 3) / 4 * 4; }
-constexpr int TEAM_FLOATS = round4(SHARED_QUERIES) + round4(SHARED_NEW) + round4(SHARED_FAR) + round4(SHARED_PARTS) +
-                            round4(SHARED_LEVELS) + round4(SHARED_COEFFICIENTS) + round4(SHARED_SCALES) + 4 +
-                            TEAM * round4(SHARED_WARP);
+__host__ __device__ constexpr int round4(int floats) { return (floats + 3) / 4 * 4; }
+constexpr int TEAM_FLOATS = round4(SHARED_QUERIES) + round4(D_KEY) + round4(D_VALUE) + round4(SHARED_FAR) +
+                            round4(SHARED_PARTS) + round4(SHARED_LEVELS) +
+                            round4(SHARED_COEFFICIENTS) + round4(SHARED_SCALES) + 4 + TEAM * round4(SHARED_WARP);
 static_assert(TEAM_FLOATS * (WARPS / TEAM) * 4 == SHARED_BYTES, "shared memory differs from what is asked for");
 static_assert(TEAM == 1 || TEAM == WARPS, "a team is a warp or a block");
+
+// What a head's far sums are relative to: `mark.rs` of the CPU engine.
+struct Mark {
+    u64 count;  // tokens summed
+    f64 lag;    // g at the last token folded less g at the last token summed
+    f64 total;  // g at the last token folded less g at the sequence's start
+};
+
+// Queries answered; denominators that are not positive, that are not finite; the first of either: 2^64 - 1 less its
+// place (entry · query heads + head), 0 for none.
+struct Tally {
+    u64 queries, non_positive, non_finite, first;
+};
 
 struct Decode {
     View q, k, v, y;
@@ -97,9 +109,7 @@ struct Decode {
     f32* sink_values;
     f32* sink_weights;
     f64* sink_fading;
-    u64* counts;
-    f64* lags;
-    f64* totals;
+    Mark* marks;
     f64* reaches;
     // By sequence.
     u64* positions;
@@ -112,8 +122,7 @@ struct Decode {
     f32* partial;
     u32* parts_done;
     u32* heads_done;
-    // Denominators that are not positive; not finite; the least place (entry · query heads + head) of either.
-    u64* found;
+    Tally* tally;
     f64 relative_noise, absolute_noise;
     u32 entries, kv_heads, sequences, split;
     f32 scale, tau;
