@@ -121,6 +121,15 @@ DEV void copy_bulk(u32 to, const void* from, u32 bytes, u32 bar) {
 DEV void group_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Registers of a thread that multiplies, in a block of `groups` warpgroups of them and one that copies.
+__host__ __device__ constexpr int registers_of(int groups) { return groups == 1 ? 0 : groups == 2 ? 240 : groups == 3 ? 160 : 120; }
+template <int GROUPS> DEV void role_copies() {
+    if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+}
+template <int GROUPS> DEV void role_multiplies() {
+    if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers_of(GROUPS)));
+}
+
 // The key tile records of one head: what prepare writes and the others copy in bulk.
 //   keys   [8 groups of 8 tokens][DQ / 8][8 tokens][8]           (B of queries times keys)
 //   values [8 groups of 8 tokens][NP / 8][8 tokens][8]           (v, 1, zeros; rows of 0 where no token is)

@@ -17,8 +17,9 @@ constexpr int STAGE_BYTES = (SLAB_STEPS * STEP_BYTES > TILE_BYTES ? SLAB_STEPS *
 constexpr int QUERIES = WARPGROUPS * ROW_TILES * 64;
 constexpr int Q_WORDS = D_KEY == 8 ? 4 : D_KEY / 2 + 4;  // words of a query's row in shared memory: no two rows in one bank
 constexpr int THREADS = WARPGROUPS * 128 + 128;
-// Registers of a thread that multiplies, and of one that copies.
-constexpr int REGISTERS = WARPGROUPS == 1 ? 0 : WARPGROUPS == 2 ? 240 : WARPGROUPS == 3 ? 160 : 120;
+
+// Whether the dot products of all row tiles are on their way at once: they need registers.
+constexpr bool TOGETHER = ROW_TILES * (NA + 32) <= (HAS_G ? 92 : 108);
 
 struct Read {
     View q, y;
@@ -34,8 +35,12 @@ struct Read {
     float a[8];              // coefficients with the scale's powers
 };
 
+// The slabs of the sums in program order, each a stage of the ring; key tiles follow.
+constexpr int T_SLABS = HAS3 ? 2 * NB * NB : 0, R_SLABS = R_BLOCKS / 16, Q_SLABS = Q_BLOCKS / 8, L_SLABS = L_BLOCKS > 0 ? 1 : 0;
+
+// The ring of stages as one warpgroup sees it.
 struct Ring {
-    u32 base, full, empty;
+    u32 base, bars;
     int stage;
     u32 phase;
     DEV_MEMBER void next() {
@@ -45,19 +50,31 @@ struct Ring {
         }
     }
     DEV_MEMBER u32 acquire() {
-        barrier_wait(full + 8 * stage, phase);
+        barrier_wait(bars + 8 * stage, phase);
         return base + stage * STAGE_BYTES;
+    }
+    DEV_MEMBER u32 acquire_second() {
+        const bool wraps = stage + 1 == STAGES;
+        const int second = wraps ? 0 : stage + 1;
+        barrier_wait(bars + 8 * second, wraps ? phase ^ 1 : phase);
+        return base + second * STAGE_BYTES;
     }
     // After all of a warpgroup's reads of the stage have ended.
     DEV_MEMBER void release() {
-        if ((threadIdx.x & 127) == 0) barrier_arrive(empty + 8 * stage);
+        if ((threadIdx.x & 127) == 0) barrier_arrive(bars + 8 * (STAGES + stage));
         next();
     }
 };
 
-DEV void step(float (&acc)[NA], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
+// A's words of a few steps of 16 features.
+template <int N> struct Steps {
+    u32 a[N][4];
+};
+// Multiplies; what the steps before were made of may then be overwritten.
+template <int N> DEV void multiply(float (&acc)[NA], const Steps<N>& steps, u64 b) {
     mma_fence();
-    Mma<NP>::run<1>(acc, a0, a1, a2, a3, b);
+#pragma unroll
+    for (int s = 0; s < N; s++) Mma<NP>::run<1>(acc, steps.a[s][0], steps.a[s][1], steps.a[s][2], steps.a[s][3], b + s * (STEP_BYTES >> 4));
     mma_commit();
     mma_wait<1>();
 }
@@ -81,10 +98,18 @@ template <int FIRST, int LAST>
 DEV void t_steps(float (&acc)[NA], const u32 (&xi)[8][2], const u32 (&u)[8][2], u64 b) {
     constexpr Pairs P;
 #pragma unroll
-    for (int s = FIRST; s < LAST; s++) {
-        const int i0 = P.i[2 * s], j0 = P.j[2 * s], i1 = P.i[2 * s + 1], j1 = P.j[2 * s + 1];
-        step(acc, mul2(xi[i0][0], u[j0][0]), mul2(xi[i0][1], u[j0][1]), mul2(xi[i1][0], u[j1][0]), mul2(xi[i1][1], u[j1][1]),
-             b + (s - FIRST) * (STEP_BYTES >> 4));
+    for (int s = FIRST; s < LAST; s += 3) {
+        Steps<3> steps;
+#pragma unroll
+        for (int k = 0; k < 3; k++) {
+            const int e = 2 * (s + k);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                steps.a[k][2 * h] = mul2(xi[P.i[e + h]][0], u[P.j[e + h]][0]);
+                steps.a[k][2 * h + 1] = mul2(xi[P.i[e + h]][1], u[P.j[e + h]][1]);
+            }
+        }
+        multiply(acc, steps, b + (s - FIRST) * (STEP_BYTES >> 4));
     }
 }
 
@@ -119,8 +144,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     const char* const tiles = p.tiles + ((i64)kv * p.tile_count + seq.tile) * TILE_BYTES;
     const int far_chunk = seq.chunk + chunk;
 
+
     if (warp >= WARPGROUPS * 4) {
-        if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        role_copies<WARPGROUPS>();
         if (warp == WARPGROUPS * 4 && lane == 0) {
             int stage = 0;
             u32 phase = 1;
@@ -136,18 +162,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             };
             if (has_far) {
                 const char* s = (const char*)(p.far + ((i64)kv * p.chunk_count + far_chunk) * (i64)(BLOCKS * 8 * NP));
-                auto steps = [&](int n) {
-                    send(s, n * STEP_BYTES);
-                    s += n * STEP_BYTES;
+                auto steps = [&](int slabs, int n) {
+                    for (int t = 0; t < slabs; t++) {
+                        send(s, n * STEP_BYTES);
+                        s += n * STEP_BYTES;
+                    }
                 };
-                if constexpr (HAS3) {
-                    for (int t = 0; t < 2 * NB * NB; t++) steps(9);
-                    for (int t = 0; t < R_BLOCKS / 16; t++) steps(8);
-                }
-                if constexpr (HAS2) {
-                    for (int t = 0; t < Q_BLOCKS / 8; t++) steps(4);
-                }
-                if constexpr (L_BLOCKS > 0) steps(STEPS_L);
+                steps(T_SLABS, 9);
+                steps(R_SLABS, 8);
+                steps(Q_SLABS, 4);
+                steps(L_SLABS, STEPS_L);
             }
             for (int t = 0; t < sink_tiles; t++) send(tiles + (i64)t * TILE_BYTES, TILE_BYTES);
             for (int t = first_tile; t < end_tile; t++) send(tiles + (i64)t * TILE_BYTES, TILE_BYTES);
@@ -155,11 +179,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         return;
     }
 
-    if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+    role_multiplies<WARPGROUPS>();
     // Row tiles of a warpgroup lie far apart, so that the causal work is even.
     const int wg = warp >> 2;
     const int g = (warp & 3) * 16 + (lane >> 2), m = lane & 3;
-    Ring ring{base, bars, bars + 8 * STAGES, 0, 0};
+    Ring ring{base, bars, 0, 0};
     float acc[ROW_TILES][NA];
     auto tile_of = [&](int r) { return r % 2 == 0 ? wg + r * WARPGROUPS : (r + 1) * WARPGROUPS - 1 - wg; };
     const int count = p.full ? seq.queries : seq.keys;
@@ -184,8 +208,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         if constexpr (HAS3) {
             for (int a = 0; a < NB; a++)
                 for (int c = 0; c < NB; c++) {
-                    Ring second = ring;
-                    second.next();
                     const u64 b0 = sums_descriptor(ring.acquire());
                     u64 b1 = 0;
 #pragma unroll
@@ -199,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                             u[j][1] = mul2(xi[j][1], c1);
                         }
                         t_steps<0, 9>(acc[r], xi, u, b0);
-                        if (r == 0) b1 = sums_descriptor(second.acquire());
+                        if (r == 0) b1 = sums_descriptor(ring.acquire_second());
                         t_steps<9, 18>(acc[r], xi, u, b1);
                     }
                     mma_wait<0>();
@@ -231,10 +253,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const u32 x0 = __byte_perm(v0, 0, h ? 0x3232 : 0x1010), x1 = __byte_perm(v1, 0, h ? 0x3232 : 0x1010);
+                        Steps<4> steps;
 #pragma unroll
-                        for (int j = 0; j < 8; j += 2)
-                            step(acc[r], mul2(x0, u[r][j][0]), mul2(x1, u[r][j][1]), mul2(x0, u[r][j + 1][0]), mul2(x1, u[r][j + 1][1]),
-                                 desc + (4 * h + j / 2) * (STEP_BYTES >> 4));
+                        for (int j = 0; j < 8; j++) {
+                            steps.a[j / 2][j % 2 * 2] = mul2(x0, u[r][j][0]);
+                            steps.a[j / 2][j % 2 * 2 + 1] = mul2(x1, u[r][j][1]);
+                        }
+                        multiply(acc[r], steps, desc + 4 * h * (STEP_BYTES >> 4));
                     }
                 }
                 mma_wait<0>();
@@ -255,10 +280,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                         u32 x[8][2];
                         spread(x, word(r, b, 0), word(r, b, 1));
                         const u32 c0 = word(r, c, 0), c1 = word(r, c, 1);
+                        Steps<4> steps;
 #pragma unroll
-                        for (int i = 0; i < 8; i += 2)
-                            step(acc[r], mul2(x[i][0], c0), mul2(x[i][1], c1), mul2(x[i + 1][0], c0), mul2(x[i + 1][1], c1),
-                                 desc + (i / 2) * (STEP_BYTES >> 4));
+                        for (int i = 0; i < 8; i++) {
+                            steps.a[i / 2][i % 2 * 2] = mul2(x[i][0], c0);
+                            steps.a[i / 2][i % 2 * 2 + 1] = mul2(x[i][1], c1);
+                        }
+                        multiply(acc[r], steps, desc);
                     }
                     mma_wait<0>();
                     ring.release();
@@ -271,18 +299,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             for (int r = 0; r < ROW_TILES; r++) {
 #pragma unroll
                 for (int s = 0; s < STEPS_L; s++) {
-                    u32 a[4];
+                    Steps<1> steps;
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int e = 2 * s + h;
                         if (HAS1 && e < NB) {
-                            a[2 * h] = word(r, e, 0);
-                            a[2 * h + 1] = word(r, e, 1);
+                            steps.a[0][2 * h] = word(r, e, 0);
+                            steps.a[0][2 * h + 1] = word(r, e, 1);
                         } else {
-                            a[2 * h] = a[2 * h + 1] = e < L_BLOCKS ? one : 0u;
+                            steps.a[0][2 * h] = steps.a[0][2 * h + 1] = e < L_BLOCKS ? one : 0u;
                         }
                     }
-                    step(acc[r], a[0], a[1], a[2], a[3], desc + s * (STEP_BYTES >> 4));
+                    multiply(acc[r], steps, desc + s * (STEP_BYTES >> 4));
                 }
             }
             mma_wait<0>();
@@ -316,37 +344,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     }
 
     // Keys one by one: the polynomial where far, exp where near.
-    auto weigh = [&](float (&acc)[NA], const double (&fade)[2], int r, int n, u32 at) {
-        const bool sink_pass = n < sink_tiles;
-        const int tile = sink_pass ? n : first_tile + n - sink_tiles;
-        const u64 keys = descriptor(at, 128, DQ * 16), values = descriptor(at + KEY_BYTES, NP * 16, 128);
+    // The first key that is near any row of a row tile.
+    int near_from[ROW_TILES];
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) {
         const int rows = row0 + tile_of(r) * 64;
-        float x[32];
+        near_from[r] = p.near_blocks < 0 ? 1 << 30 : max(0, (rows / p.block - p.near_blocks) * p.block);
+    }
+    auto polynomial = [&](float x) {
+        float y = p.a[TERMS - 1];
+#pragma unroll
+        for (int o = TERMS - 2; o >= 0; o--) y = (ORDERS >> o & 1) ? fmaf(y, x, p.a[o]) : y * x;
+        return y;
+    };
+    // Dot products of a row tile's queries with a tile of keys, begun.
+    auto begin = [&](float (&x)[32], int r, u32 at) {
+        const u64 keys = descriptor(at, 128, DQ * 16);
 #pragma unroll
         for (int i = 0; i < 32; i++) x[i] = 0.f;
 #pragma unroll
         for (int k = 0; k < DQ / 16; k++) {
-            mma_fence();
             const u32 hi0 = 2 * k + 1 < NB ? word(r, 2 * k + 1, 0) : 0u, hi1 = 2 * k + 1 < NB ? word(r, 2 * k + 1, 1) : 0u;
+            mma_fence();
             Mma<64>::run<0>(x, word(r, 2 * k, 0), word(r, 2 * k, 1), hi0, hi1, keys + k * (256 >> 4));
-            mma_commit();
         }
-        mma_wait<0>();
-        mma_touch(x);
-        const int key0 = tile * KEY_TILE;
-        const bool diagonal = key0 + KEY_TILE > rows;
-        // Near is from `start` on, which grows with the row.
-        int start0 = 1 << 30, start1 = 1 << 30;
-        if (p.near_blocks >= 0) {
-            start0 = max(0, ((rows + g) / p.block - p.near_blocks) * p.block);
-            start1 = max(0, ((rows + g + 8) / p.block - p.near_blocks) * p.block);
-        }
-        const int least = p.near_blocks < 0 ? 1 << 30 : max(0, (rows / p.block - p.near_blocks) * p.block);
-        const int most = p.near_blocks < 0 ? 1 << 30 : max(0, ((rows + 63) / p.block - p.near_blocks) * p.block);
-        const bool some_near = key0 + KEY_TILE > least || key0 < seq.sinks, all_near = key0 >= most || sink_pass;
-        float row_fade[2] = {1.f, 1.f};
-        float end_fade[2] = {0.f, 0.f};
-        const float* fall = (const float*)(shared + (at - base) + META);
+        mma_commit();
+    };
+    // Dot products to weights.
+    auto weigh = [&](float (&x)[32], const double (&fade)[2], int r, int n, u32 at) {
+        const bool sink_pass = n < sink_tiles;
+        const int tile = sink_pass ? n : first_tile + n - sink_tiles;
+        const int rows = row0 + tile_of(r) * 64, key0 = tile * KEY_TILE;
+        float row_fade[2] = {1.f, 1.f}, end_fade[2] = {0.f, 0.f};
+        const float* const fall = (const float*)(shared + (at - base) + META);
         if constexpr (HAS_G) {
             const double end = *(const double*)(fall + 2 * KEY_TILE);
 #pragma unroll
@@ -355,38 +385,48 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 row_fade[h] = exp2_fast(fminf(end_fade[h], 0.f));
             }
         }
+        if (key0 + KEY_TILE <= min(rows, near_from[r]) && key0 >= seq.sinks) {
+            // All far, all before the rows.
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+            for (int j = 0; j < 8; j++) {
+                float2 f = make_float2(1.f, 1.f);
+                if constexpr (HAS_G) f = *(const float2*)(fall + KEY_TILE + 8 * j + 2 * m);
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int s = key0 + 8 * j + 2 * m + (e & 1), h = e >> 1;
-                float& w = x[4 * j + e];
-                const float dot = w;
-                float poly = p.a[TERMS - 1];
-#pragma unroll
-                for (int o = TERMS - 2; o >= 0; o--) poly = ((ORDERS >> o) & 1) || o == 0 ? fmaf(poly, dot, p.a[o]) : poly * dot;
-                w = poly;
-                if (some_near) {
-                    const bool near = all_near || s >= (h ? start1 : start0) || s < seq.sinks;
-                    if (near) w = exp2_fast(dot * p.exp2_scale);
+                for (int e = 0; e < 4; e++) {
+                    x[4 * j + e] = polynomial(x[4 * j + e]);
+                    if constexpr (HAS_G) x[4 * j + e] *= row_fade[e >> 1] * (e & 1 ? f.y : f.x);
                 }
-                if constexpr (HAS_G) {
-                    const int key = 8 * j + 2 * m + (e & 1);
-                    w *= diagonal ? exp2_fast(fminf(end_fade[h] + fall[key], 0.f)) : row_fade[h] * fall[KEY_TILE + key];
-                }
-                if (diagonal && s > rows + g + 8 * h) w = 0.f;
-                if (sink_pass && s >= seq.sinks) w = 0.f;
             }
+        } else {
+            const bool diagonal = key0 + KEY_TILE > rows;
+            int start[2] = {1 << 30, 1 << 30};
+            if (p.near_blocks >= 0) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) start[h] = max(0, ((rows + g + 8 * h) / p.block - p.near_blocks) * p.block);
+            }
+            if (sink_pass) start[0] = start[1] = 0;
+            const int end = sink_pass ? seq.sinks : 1 << 30;
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int key = 8 * j + 2 * m + (e & 1), s = key0 + key, h = e >> 1;
+                    float w = s >= start[h] || s < seq.sinks ? exp2_fast(x[4 * j + e] * p.exp2_scale) : polynomial(x[4 * j + e]);
+                    if constexpr (HAS_G) w *= diagonal ? exp2_fast(fminf(end_fade[h] + fall[key], 0.f)) : row_fade[h] * fall[KEY_TILE + key];
+                    x[4 * j + e] = s > rows + g + 8 * h || s >= end ? 0.f : w;
+                }
         }
+    };
+    // Adds values by weights, begun.
+    auto add = [&](float (&acc)[NA], const float (&x)[32], u32 at) {
+        const u64 values = descriptor(at + KEY_BYTES, NP * 16, 128);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             mma_fence();
             Mma<NP>::run<1>(acc, pack2(x[8 * k], x[8 * k + 1]), pack2(x[8 * k + 2], x[8 * k + 3]), pack2(x[8 * k + 4], x[8 * k + 5]),
                             pack2(x[8 * k + 6], x[8 * k + 7]), values + k * (2 * NP * 16 >> 4));
-            mma_commit();
         }
-        mma_wait<0>();
-        mma_touch(acc);
+        mma_commit();
     };
     // Row tiles lie in ascending order, so first all of them have keys to weigh, then only the last, then none; no
     // branch goes around a matrix instruction, which would serialise them all.
@@ -399,14 +439,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
 #pragma unroll 1
     for (; n < tiles_of[0]; n++) {
         const u32 at = ring.acquire();
+        if constexpr (TOGETHER) {
+            float x[ROW_TILES][32];
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) weigh(acc[r], fade[r], r, n, at);
+            for (int r = 0; r < ROW_TILES; r++) begin(x[r], r, at);
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) {
+                mma_wait<ROW_TILES - 1>();
+                mma_touch(x[r]);
+                weigh(x[r], fade[r], r, n, at);
+                add(acc[r], x[r], at);
+            }
+            mma_wait<0>();
+        } else {
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) {
+                float x[32];
+                begin(x, r, at);
+                mma_wait<0>();
+                mma_touch(x);
+                weigh(x, fade[r], r, n, at);
+                add(acc[r], x, at);
+                mma_wait<0>();
+            }
+        }
         ring.release();
     }
     if constexpr (ROW_TILES == 2) {
 #pragma unroll 1
         for (; n < tiles_of[1]; n++) {
-            weigh(acc[1], fade[1], 1, n, ring.acquire());
+            const u32 at = ring.acquire();
+            float x[32];
+            begin(x, 1, at);
+            mma_wait<0>();
+            mma_touch(x);
+            weigh(x, fade[1], 1, n, at);
+            add(acc[1], x, at);
+            mma_wait<0>();
             ring.release();
         }
     }
@@ -414,6 +483,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         ring.acquire();
         ring.release();
     }
+
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) mma_touch(acc[r]);
 
     // One division.
     u32 bad = 0;

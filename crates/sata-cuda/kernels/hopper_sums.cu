@@ -9,11 +9,20 @@
 #include "hopper.cuh"
 #include "hopper_mma.cuh"
 
-constexpr int TILES = D_KEY == 8 ? 6 : NA <= 20 ? 6 : 3;  // accumulators: TILES * NA registers
+#ifndef SDEPTH
+#define SDEPTH 1
+#endif
+#ifndef TILES_
+#define TILES_ (D_KEY == 8 ? 6 : NA <= 12 ? 9 : NA <= 20 ? 6 : 3)
+#endif
+constexpr int TILES = TILES_;  // accumulators: TILES * NA registers
+#ifndef GT
+#define GT (TILES % 3 == 0 ? 3 : 1)
+#endif
+constexpr int GROUP_TILES = GT;  // multiplied at once
 constexpr int PAIRS = 2 * TILES;                          // feature blocks of a warp
 constexpr int GROUPS = 36 / PAIRS;                        // parts of a T
 constexpr int THREADS = WARPGROUPS * 128 + 128;
-constexpr int REGISTERS = WARPGROUPS == 1 ? 0 : WARPGROUPS == 2 ? 240 : WARPGROUPS == 3 ? 160 : 120;
 constexpr int STAGE_BYTES = (SUM_TILE_BYTES + 127) & ~127;
 
 // Work of a warpgroup: T items, then R items, then the rest, tile by tile.
@@ -39,9 +48,10 @@ struct Sums {
     int tile_count, chunk_count, chunk_tokens, unused;
 };
 
+// The ring of token tiles as one warpgroup sees it.
 struct Stream {
     u32 base, bars;
-    int stage;
+    int tiles, stage;
     u32 phase;
     DEV_MEMBER u32 acquire() {
         barrier_wait(bars + 8 * stage, phase);
@@ -62,13 +72,43 @@ DEV uint2 pair_of(u32 address) {
     return x;
 }
 DEV uint2 mul(uint2 a, uint2 b) { return make_uint2(mul2(a.x, b.x), mul2(a.y, b.y)); }
-DEV void step(float (&acc)[NA], uint2 low, uint2 high, u64 b) {
+// A's words of a step of 16 tokens for some tiles: rows `low` and `low + 8` of each.
+template <int G> struct Steps {
+    uint2 low[G], high[G];
+};
+// Multiplies some tiles while the next steps are being made: two groups of a warpgroup are always on their way.
+template <int FIRST, int G, class Make> DEV Steps<G> multiply(float (&acc)[TILES][NA], const Steps<G>& a, u64 b, Make make) {
     mma_fence();
-    Mma<NP>::run<1>(acc, low.x, high.x, low.y, high.y, b);
+#pragma unroll
+    for (int t = 0; t < G; t++) Mma<NP>::run<1>(acc[FIRST + t], a.low[t].x, a.high[t].x, a.low[t].y, a.high[t].y, b);
     mma_commit();
+    const Steps<G> next = make();
     mma_wait<1>();
+    return next;
 }
 DEV u64 values_descriptor(u32 stage, int slab) { return descriptor(stage + 4 * SLAB_BYTES + slab * (32 * NP), NP * 16, 128); }
+// All tiles, G at a time from FIRST on; `next(first)` makes the steps from tile `first` on.
+template <int FIRST, int G, class Next> DEV void multiply_all(float (&acc)[TILES][NA], Steps<G>& steps, u64 b, Next next) {
+    if constexpr (FIRST < TILES) {
+        steps = multiply<FIRST>(acc, steps, b, [&] { return next(FIRST + G); });
+        multiply_all<FIRST + G>(acc, steps, b, next);
+    }
+}
+// All tiles of four slabs: `make(slab, first tile)` makes steps, `load(slab)` what they need.
+template <int G, class Load, class Make> DEV void stream_slabs(float (&acc)[TILES][NA], u32 at, Load load, Make make) {
+    load(0);
+    Steps<G> steps = make(0, 0);
+#pragma unroll
+    for (int slab = 0; slab < 4; slab++) {
+        multiply_all<0>(acc, steps, values_descriptor(at, slab), [&](int first) {
+            if (first < TILES) return make(slab, first);
+            if (slab == 3) return steps;
+            load(slab + 1);
+            return make(slab + 1, 0);
+        });
+    }
+    mma_wait<0>();
+}
 
 // Writes a tile's accumulators to feature blocks `low` and `high`.
 DEV void store(float* sums, const float (&acc)[NA], int low, int high, bool has_low, bool has_high) {
@@ -91,19 +131,18 @@ DEV void settle(float (&acc)[TILES][NA]) {
 }
 
 // Part GROUP of T(a; c): this warp's prefixes are the same as the other warps', its block c is its own.
-template <int GROUP> DEV void t_item(Stream stream, int tiles, int a, int c, bool mine, float* sums) {
+template <int GROUP> DEV void t_item(Stream stream, int a, int c, bool mine, float* sums) {
     constexpr Pairs P;
     const int lane = threadIdx.x & 31;
     float acc[TILES][NA];
     clear(acc);
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int tile = 0; tile < stream.tiles; tile++) {
         const u32 at = stream.acquire();
-#pragma unroll
-        for (int slab = 0; slab < 4; slab++) {
-            const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8;
-            const uint2 kc = pair_of(keys + (8 * c + (lane >> 2)) * 32);
-            uint2 x[8], u[8];
+        const u32 keys_a = at + (lane & 3) * 8 + a * 256, keys_c = at + (lane & 3) * 8 + c * 256 + (lane >> 2) * 32;
+        uint2 x[8], u[8];
+        auto load = [&](int slab) {
+            const uint2 kc = pair_of(keys_c + slab * SLAB_BYTES);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 bool is_i = false, is_j = false;
@@ -112,17 +151,20 @@ template <int GROUP> DEV void t_item(Stream stream, int tiles, int a, int c, boo
                     is_i |= P.i[e] == i;
                     is_j |= P.j[e] == i;
                 }
-                if (is_i || is_j) x[i] = pair_of(keys + (8 * a + i) * 32);
+                if (is_i || is_j) x[i] = pair_of(keys_a + slab * SLAB_BYTES + i * 32);
                 if (is_j) u[i] = mul(x[i], kc);
             }
-            const u64 b = values_descriptor(at, slab);
+        };
+        stream_slabs<GROUP_TILES>(acc, at, load, [&](int, int first) {
+            Steps<GROUP_TILES> steps;
 #pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                const int e = GROUP * PAIRS + 2 * t;
-                step(acc[t], mul(x[P.i[e]], u[P.j[e]]), mul(x[P.i[e + 1]], u[P.j[e + 1]]), b);
+            for (int t = 0; t < GROUP_TILES; t++) {
+                const int e = GROUP * PAIRS + 2 * (first + t);
+                steps.low[t] = mul(x[P.i[e]], u[P.j[e]]);
+                steps.high[t] = mul(x[P.i[e + 1]], u[P.j[e + 1]]);
             }
-        }
-        mma_wait<0>();
+            return steps;
+        });
         stream.release();
     }
     settle(acc);
@@ -132,26 +174,31 @@ template <int GROUP> DEV void t_item(Stream stream, int tiles, int a, int c, boo
 }
 
 // Prefixes x_i x_j of R(b, c), i from `first` on; this warp has two j.
-DEV void r_item(Stream stream, int tiles, int b, int c, int first, float* sums) {
+DEV void r_item(Stream stream, int b, int c, int first, float* sums) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
     float acc[TILES][NA];
     clear(acc);
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int tile = 0; tile < stream.tiles; tile++) {
         const u32 at = stream.acquire();
+        const u32 keys = at + (lane & 3) * 8, keys_i = keys + first * 32;
+        uint2 u0, u1;
+        auto load = [&](int slab) {
+            const u32 k = keys + slab * SLAB_BYTES;
+            const uint2 kc = pair_of(k + (8 * c + (lane >> 2)) * 32);
+            u0 = mul(kc, pair_of(k + (8 * b + 2 * warp) * 32));
+            u1 = mul(kc, pair_of(k + (8 * b + 2 * warp + 1) * 32));
+        };
+        stream_slabs<GROUP_TILES>(acc, at, load, [&](int slab, int first) {
+            Steps<GROUP_TILES> steps;
 #pragma unroll
-        for (int slab = 0; slab < 4; slab++) {
-            const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8;
-            const uint2 kc = pair_of(keys + (8 * c + (lane >> 2)) * 32);
-            const uint2 u0 = mul(kc, pair_of(keys + (8 * b + 2 * warp) * 32)), u1 = mul(kc, pair_of(keys + (8 * b + 2 * warp + 1) * 32));
-            const u64 desc = values_descriptor(at, slab);
-#pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                const uint2 x = pair_of(keys + (first + t) * 32);
-                step(acc[t], mul(x, u0), mul(x, u1), desc);
+            for (int t = 0; t < GROUP_TILES; t++) {
+                const uint2 x = pair_of(keys_i + slab * SLAB_BYTES + (first + t) * 32);
+                steps.low[t] = mul(x, u0);
+                steps.high[t] = mul(x, u1);
             }
-        }
-        mma_wait<0>();
+            return steps;
+        });
         stream.release();
     }
     settle(acc);
@@ -178,32 +225,28 @@ DEV Rest rest_of(int block) {
     if (HAS1 && e < NB) return Rest{ones, (u32)(8 * e) * 32, 32};
     return Rest{ones, ones, 0};
 }
-DEV void rest_item(Stream stream, int tiles, int first, float* sums) {
+DEV void rest_item(Stream stream, int first, float* sums) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
     float acc[TILES][NA];
     clear(acc);
-    u32 prefix[TILES][2], last[TILES][2];
+    u32 rows[TILES][2];  // prefix and last, 16 bits each
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const Rest rest = rest_of(first + 8 * t + 2 * warp + h);
-            prefix[t][h] = rest.prefix;
-            last[t][h] = rest.last + rest.stride * (lane >> 2);
+            rows[t][h] = (rest.prefix + (lane & 3) * 8) | (rest.last + rest.stride * (lane >> 2) + (lane & 3) * 8) << 16;
         }
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int tile = 0; tile < stream.tiles; tile++) {
         const u32 at = stream.acquire();
-#pragma unroll 1
-        for (int slab = 0; slab < 4; slab++) {
-            const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8;
-            const u64 desc = values_descriptor(at, slab);
-#pragma unroll
-            for (int t = 0; t < TILES; t++)
-                step(acc[t], mul(pair_of(keys + prefix[t][0]), pair_of(keys + last[t][0])), mul(pair_of(keys + prefix[t][1]), pair_of(keys + last[t][1])),
-                     desc);
-        }
-        mma_wait<0>();
+        stream_slabs<1>(acc, at, [](int) {}, [&](int slab, int t) {
+            const u32 keys = at + slab * SLAB_BYTES, low = rows[t][0], high = rows[t][1];
+            Steps<1> steps;
+            steps.low[0] = mul(pair_of(keys + (low & 0xffff)), pair_of(keys + (low >> 16)));
+            steps.high[0] = mul(pair_of(keys + (high & 0xffff)), pair_of(keys + (high >> 16)));
+            return steps;
+        });
         stream.release();
     }
     settle(acc);
@@ -229,12 +272,12 @@ template <int WARP, int ITEM> DEV void make_all(uint2 (&a)[TILES][2], const uint
             else a[t][h] = one;
         }
 }
-template <int ITEM> DEV void all_item(Stream stream, int tiles, float* sums) {
+template <int ITEM> DEV void all_item(Stream stream, float* sums) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
     float acc[TILES][NA];
     clear(acc);
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int tile = 0; tile < stream.tiles; tile++) {
         const u32 at = stream.acquire();
 #pragma unroll 1
         for (int slab = 0; slab < 4; slab++) {
@@ -264,17 +307,17 @@ template <int ITEM> DEV void all_item(Stream stream, int tiles, float* sums) {
     }
 }
 
-template <int GROUP> DEV void t_group(int group, Stream stream, int tiles, int a, int c, bool mine, float* sums) {
+template <int GROUP> DEV void t_group(int group, Stream stream, int a, int c, bool mine, float* sums) {
     if constexpr (GROUP < GROUPS) {
-        if (group == GROUP) t_item<GROUP>(stream, tiles, a, c, mine, sums);
-        else t_group<GROUP + 1>(group, stream, tiles, a, c, mine, sums);
+        if (group == GROUP) t_item<GROUP>(stream, a, c, mine, sums);
+        else t_group<GROUP + 1>(group, stream, a, c, mine, sums);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __grid_constant__ Sums p) {
     extern __shared__ __align__(128) char shared[];
     const u32 base = smem(shared), bars = base + STAGES * STAGE_BYTES;
-    const int kv = blockIdx.z, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int kv = blockIdx.z, warp = threadIdx.x >> 5;
     const int2 where = p.items[blockIdx.y];
     const Sequence seq = p.sequences[where.x];
     if (threadIdx.x == 0) {
@@ -289,8 +332,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
     const int tiles = (min(seq.keys, (where.y + 1) * p.chunk_tokens) + KEY_TILE - 1) / KEY_TILE - first;
 
     if (warp >= WARPGROUPS * 4) {
-        if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (warp == WARPGROUPS * 4 && lane == 0) {
+        role_copies<WARPGROUPS>();
+        if (warp == WARPGROUPS * 4 && (threadIdx.x & 31) == 0) {
             const char* from = p.tiles + ((i64)kv * p.tile_count + seq.tile + first) * SUM_TILE_BYTES;
             int stage = 0;
             u32 phase = 1;
@@ -306,25 +349,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
         }
         return;
     }
-
-    if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-    Stream stream{base, bars, 0, 0};
+    role_multiplies<WARPGROUPS>();
+    Stream stream{base, bars, tiles, 0, 0};
     float* const sums = p.sums + ((i64)kv * p.chunk_count + seq.chunk + where.y) * (i64)(BLOCKS * 8 * NP);
     int item = blockIdx.x * WARPGROUPS + (warp >> 2);
     if constexpr (NB == 1) {
 
         if (item == 0) {
-            all_item<0>(stream, tiles, sums);
+            all_item<0>(stream, sums);
             return;
         }
     } else {
         if (item < T_ITEMS) {
             const int w = warp & 3;
             if constexpr (NB == 2) {
-                t_group<0>(item, stream, tiles, w >> 1, w & 1, true, sums);
+                t_group<0>(item, stream, w >> 1, w & 1, true, sums);
             } else {
                 const int c = item / GROUPS % C_GROUPS * 4 + w;
-                t_group<0>(item % GROUPS, stream, tiles, item / GROUPS / C_GROUPS, min(c, NB - 1), c < NB, sums);
+                t_group<0>(item % GROUPS, stream, item / GROUPS / C_GROUPS, min(c, NB - 1), c < NB, sums);
             }
             return;
         }
@@ -332,12 +374,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
         if (item < R_ITEMS) {
             int b = 1, n = item;
             while (n >= (NB - 1 - b) * r_items_of(b)) n -= (NB - 1 - b) * r_items_of(b), b++;
-            r_item(stream, tiles, b, b + 1 + n / r_items_of(b), n % r_items_of(b) * TILES, sums);
+            r_item(stream, b, b + 1 + n / r_items_of(b), n % r_items_of(b) * TILES, sums);
             return;
         }
         item -= R_ITEMS;
         if (item < REST_ITEMS) {
-            rest_item(stream, tiles, REST_BASE + item * TILES * 8, sums);
+            rest_item(stream, REST_BASE + item * TILES * 8, sums);
             return;
         }
     }
