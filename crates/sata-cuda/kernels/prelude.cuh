@@ -115,8 +115,6 @@ struct Convert;
 template <>
 struct Convert<f32> {
     static DEVICE f32 of(f32 x) { return x; }
-    // The two numbers of a word.
-    static constexpr int BITS = 32;
 };
 template <>
 struct Convert<bf16> {
@@ -126,7 +124,6 @@ struct Convert<bf16> {
         return y;
     }
     static DEVICE u32 pair(f32 low, f32 high) { return bf16x2_bits(low, high); }
-    static constexpr int BITS = 16;
 };
 template <>
 struct Convert<f16> {
@@ -136,7 +133,6 @@ struct Convert<f16> {
         return y;
     }
     static DEVICE u32 pair(f32 low, f32 high) { return f16x2_bits(low, high); }
-    static constexpr int BITS = 16;
 };
 template <class E>
 DEVICE E from_f32(f32 x) {

@@ -81,7 +81,7 @@ impl Device {
         Device { backend: self.backend.clone(), stream: Stream(stream) }
     }
 
-    fn of(backend: Arc<dyn Backend>) -> Self {
+    pub(crate) fn of(backend: Arc<dyn Backend>) -> Self {
         Device { stream: backend.stream(), backend }
     }
 

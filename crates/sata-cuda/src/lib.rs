@@ -19,6 +19,8 @@ mod error;
 mod forward;
 mod generic;
 pub mod nvrtc;
+#[cfg(all(feature = "emulator", unix))]
+pub mod offline;
 mod plan;
 mod problem;
 mod source;

@@ -122,7 +122,8 @@ impl Nvrtc {
         let mut options = vec![
             format!("--gpu-architecture={arch}"),
             "--std=c++17".to_string(),
-            "--extra-device-vectorization".to_string(),
+            // So that lambdas and constexpr functions need no marks.
+            "--device-as-default-execution-space".to_string(),
         ];
         options.extend(unit.options().iter().map(|option| option.to_string()));
         options

@@ -3,6 +3,8 @@
 pub(crate) mod driver;
 #[cfg(all(feature = "emulator", unix))]
 pub(crate) mod emulator;
+#[cfg(all(feature = "emulator", unix))]
+pub(crate) mod offline;
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -67,6 +69,28 @@ impl Launch {
     pub fn shared(mut self, bytes: u32) -> Self {
         self.shared = bytes;
         self
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u64 {
+        self.block.iter().map(|&n| u64::from(n)).product()
+    }
+
+    /// Why no GPU takes it whose blocks have at most so many bytes of shared memory.
+    #[cfg(all(feature = "emulator", unix))]
+    pub(crate) fn fault(&self, most_shared: u32) -> Option<String> {
+        let threads = self.threads();
+        Some(if self.grid.contains(&0) || threads == 0 {
+            "a size is 0".to_string()
+        } else if threads > 1024 || self.block[2] > 64 {
+            "a block has at most 1024 threads, 64 of them in z".to_string()
+        } else if self.grid[0] > i32::MAX as u32 || self.grid[1].max(self.grid[2]) > 65_535 {
+            "a grid has at most 2147483647, 65535 and 65535 blocks in x, y and z".to_string()
+        } else if self.shared > most_shared {
+            format!("a block has at most {most_shared} bytes of shared memory")
+        } else {
+            return None;
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::Error;
 const ARENA_BYTES: usize = 1 << 27;
 const STACK_BYTES: usize = 1 << 16;
 const FIRST_STACK: usize = 8;
-const MOST_THREADS: u32 = 1024;
+const MOST_THREADS: usize = 1024;
 pub(super) const MOST_SHARED: u32 = 227 << 10;
 
 /// What the compiled code reads and writes: `emu::Launch`.
@@ -40,20 +40,7 @@ pub(super) fn threads() -> usize {
 
 /// Refuses what a GPU would refuse.
 pub(super) fn check(kernel: &str, launch: Launch) -> Result<(), Error> {
-    let [x, y, z] = launch.block;
-    let threads = u64::from(x) * u64::from(y) * u64::from(z);
-    let reason = if launch.grid.contains(&0) || threads == 0 {
-        "a size is 0".to_string()
-    } else if threads > u64::from(MOST_THREADS) || z > 64 {
-        format!("a block has at most {MOST_THREADS} threads, 64 of them in z")
-    } else if launch.grid[0] > i32::MAX as u32 || launch.grid[1].max(launch.grid[2]) > 65_535 {
-        "a grid has at most 2147483647, 65535 and 65535 blocks in x, y and z".to_string()
-    } else if launch.shared > MOST_SHARED {
-        format!("a block has at most {MOST_SHARED} bytes of shared memory")
-    } else {
-        return Ok(());
-    };
-    Err(failure(kernel, launch, reason))
+    launch.fault(MOST_SHARED).map_or(Ok(()), |reason| Err(failure(kernel, launch, reason)))
 }
 
 fn failure(kernel: &str, launch: Launch, reason: String) -> Error {
@@ -157,7 +144,7 @@ impl Arena {
         unsafe {
             libc::munmap(whole as *mut c_void, base - whole);
             libc::munmap((base + ARENA_BYTES) as *mut c_void, whole + ARENA_BYTES - base);
-            for stack in FIRST_STACK..FIRST_STACK + MOST_THREADS as usize {
+            for stack in FIRST_STACK..FIRST_STACK + MOST_THREADS {
                 libc::mprotect((base + stack * STACK_BYTES) as *mut c_void, 4096, libc::PROT_NONE);
             }
         }
