@@ -312,3 +312,6 @@ fn check_packed(argument: &'static str, cu: &[usize], shape: [usize; 4]) -> Resu
     );
     Err(bad(argument, &[cu.len()], expected))
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,12 +70,19 @@ fn failed(doing: &'static str) -> impl Fn(DriverError) -> Error {
     }
 }
 
+/// Whether the driver's library can be loaded: cudarc panics where it cannot.
+fn is_there() -> bool {
+    let names: &[&str] =
+        if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+    // SAFETY: loads NVIDIA's driver, if there is one, which is what is wanted.
+    names.iter().any(|&name| unsafe { libloading::Library::new(name) }.is_ok())
+}
+
 /// Loads the driver and starts it, once.
 fn start() -> Result<(), Error> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     let started = STARTED.get_or_init(|| {
-        // SAFETY: loads NVIDIA's driver, if there is one, which is what is wanted.
-        if !unsafe { sys::is_culib_present() } {
+        if !is_there() {
             return Err("its library (libcuda) was not found".into());
         }
         result::init().map_err(|error| {
