@@ -16,6 +16,7 @@ struct Sequence {
     i64 work;                       // the window's first token in work arrays
     i64 row;                        // its first query among the rows of all sequences
     i64 piece, pieces;              // its first piece, and how many
+    i64 committed;                  // how many of them the state's sums are of after the call
     i64 sink, sinks;                // its first sink in work arrays, and how many it has after the call
     i64 ring;                       // the window's first token among the state's open ones, which are a ring
     i64 settled;                    // tokens of the window that are folded after the call, where a state is kept

@@ -18,7 +18,6 @@ struct Scan {
     const Piece* pieces;
     f32* sums;
     f32* z;
-    const i32* committed;  // [sequences]: how many pieces go to the state; or null
     i64 works, features, d_value;
     i64 first_piece;       // of those in the work array
     i32 first_sequence, sequence_count, first_head, heads, kv_heads;
@@ -36,7 +35,6 @@ DEVICE f32 left(const Scan& p, const Sequence& s, const Piece& piece, int head, 
     const i64 end = last[piece.first + piece.count - 1];
     if (end <= piece.first) return 1.0f;
     const i64 before = piece.first > 0 ? last[piece.first - 1] : 0;
-    if (before == 0 && !p.marks.any(slot)) return 1.0f;
     return faded(g[end - 1] - (before > 0 ? g[before - 1] : p.marks.summed(slot)));
 }
 
@@ -58,7 +56,6 @@ extern "C" __global__ void __launch_bounds__(256) scan(const __grid_constant__ S
         const i64 at = i < matrix ? slot * matrix + i : slot * p.features + (i - matrix);
         f32* low = i >= matrix ? p.state.z_low : p.state.is_bf16 ? nullptr : static_cast<f32*>(p.state.low);
         if (mine && p.marks.any(slot)) sum = i < matrix ? p.state.exact_sum(at) : p.state.exact_z(at);
-        const i64 committed = p.committed ? p.committed[sequence] : 0;
         for (i64 first = 0; first < s.pieces; first += AT_ONCE) {
             const int count = int(s.pieces - first < AT_ONCE ? s.pieces - first : AT_ONCE);
             __syncthreads();
@@ -70,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(256) scan(const __grid_constant__ S
                 f32* place = to + (first + j) * stride;
                 sum = sum * f64(factors[j]) + f64(*place);
                 *place = f32(sum);
-                if (low && first + j + 1 == committed) low[at] = f32(sum - f64(f32(sum)));
+                if (low && first + j + 1 == s.committed) low[at] = f32(sum - f64(f32(sum)));
             }
         }
     }
@@ -84,10 +81,9 @@ extern "C" __global__ void __launch_bounds__(256) commit(const __grid_constant__
     for (i64 n = blockIdx.z; n < p.sequence_count; n += gridDim.z) {
         const i64 sequence = p.first_sequence + n;
         const Sequence s = p.sequences[sequence];
-        const i64 count = p.committed[sequence];
-        if (count == 0) continue;
+        if (s.committed == 0) continue;
         const i64 slot = sequence * p.kv_heads + head;
-        const i64 at = (s.piece - p.first_piece) * p.heads + i64(blockIdx.y) * s.pieces + count - 1;
+        const i64 at = (s.piece - p.first_piece) * p.heads + i64(blockIdx.y) * s.pieces + s.committed - 1;
         if (i < matrix) {
             const i64 place = slot * matrix + i;
             const u32 chance = scrambled(u32(place) + scrambled(u32(place >> 32) + scrambled(u32(s.folded + s.settled))));

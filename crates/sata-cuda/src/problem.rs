@@ -84,6 +84,11 @@ pub(crate) struct Past {
     pub arrays: Arrays,
 }
 
+/// Whether each query of a spec has coefficients of its own.
+pub(crate) fn is_per_query(spec: &Spec) -> bool {
+    matches!(spec.series(), Series::Gauss | Series::Hermite { .. })
+}
+
 impl Problem<'_> {
     /// Blocks that are near, or -1 where nothing is but sinks.
     pub(crate) fn near(&self) -> i64 {
@@ -100,7 +105,12 @@ impl Problem<'_> {
 
     /// Whether each query has coefficients of its own.
     pub(crate) fn is_per_query(&self) -> bool {
-        matches!(self.spec.series(), Series::Gauss | Series::Hermite { .. })
+        is_per_query(self.spec)
+    }
+
+    /// Elements of a key and of a value.
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        [self.spec.d_key(), self.spec.d_value()]
     }
 
     /// Tokens that are folded when `count` have been seen since the beginning of a block.

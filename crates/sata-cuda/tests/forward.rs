@@ -166,3 +166,57 @@ fn small_working_memory_and_many_parts() {
         assert_eq!(same, 0, "{bytes} bytes");
     }
 }
+
+/// Far logits that are all alike, or nearly, made of products of features that cancel: what is left
+/// of their spread is rounding, of which a series per query must not make nodes.
+#[test]
+fn rounding_makes_no_nodes() {
+    let mut rng = rng();
+    let d = 8;
+    for (spread, part) in
+        [(0.0, 1.0), (0.0, 0.1), (0.0, 1e-3), (1e-3, 1.0), (0.05, 0.1), (0.3, 0.1), (0.3, 1.0)]
+    {
+        let mut inputs = Inputs::<f32>::new(&mut rng, Sizes::self_attention(256, d, 4));
+        // Keys that differ by `spread`, queries whose product with them is a `part` of what it was.
+        let key: Vec<f32> = (0..d).map(|c| 2.0 * inputs.k[c]).collect();
+        let square: f32 = key.iter().map(|k| k * k).sum();
+        for t in 0..256 {
+            for (to, k) in inputs.k[t * d..].iter_mut().zip(&key) {
+                *to = k + spread as f32 * rng.random_range(-1.0..1.0f32);
+            }
+            let q = &mut inputs.q[t * d..(t + 1) * d];
+            let along = q.iter().zip(&key).map(|(q, k)| q * k).sum::<f32>() / square;
+            for (q, k) in q.iter_mut().zip(&key) {
+                *q -= (1.0 - part as f32) * along * k;
+            }
+        }
+        for (series, terms) in
+            [(Series::Gauss, 2), (Series::Gauss, 4), (Series::Gauss, 6), (Series::hermite(), 4)]
+        {
+            let spec = Spec::new(d, 4).series(series.clone()).terms(terms);
+            let spec = spec.near(Near::Blocks(0)).block(64).build().unwrap();
+            let want = truth(&spec, &inputs, &Fade::None, true).y;
+            let plan = Plan::new(&device(), &spec).unwrap().with_form(Form::State).with_chunk(64);
+            let (y, found) = run(&plan, &inputs, &Fade::None, true);
+            let error = common::relative_rms(&common::f64s(&y), &want);
+            let what = format!("{series:?} P = {terms}, spread {spread}, part {part}");
+            assert!(error < 2e-3 && found.is_clean(), "{what}: {error:e} {found:?}");
+        }
+    }
+}
+
+/// More tokens than one round of a scan has.
+#[test]
+fn long_windows() {
+    let mut rng = rng();
+    let s = Sizes::self_attention(2300, 2, 1);
+    let spec = Spec::new(2, 1).terms(3).decay(Decay::Gates).sinks(1).build().unwrap();
+    let mut inputs = Inputs::<f32>::new(&mut rng, s);
+    // None is there between the first few tokens and the second round.
+    inputs.mask = Some((0..s.keys).map(|t| t < 30 || t > 2100).collect());
+    let fade = Fade::gates(s, -1e-3);
+    let truth = truth(&spec, &inputs, &fade, true);
+    let plan = Plan::new(&device(), &spec).unwrap().with_form(Form::State).with_chunk(256);
+    let (y, _) = run(&plan, &inputs, &fade, true);
+    assert_rows("long windows", &y, &truth, tolerance::<f32>());
+}

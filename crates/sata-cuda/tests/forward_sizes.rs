@@ -44,6 +44,14 @@ fn heads_of_any_size() {
     }
 }
 
+/// So many features, and pieces so long, that kernels go through memory on the way.
+#[test]
+fn many_features_and_long_pieces() {
+    let mut rng = rng();
+    check::<f32>(&mut rng, Sizes::self_attention(50, 16, 3), 5, 16);
+    check::<f32>(&mut rng, Sizes::self_attention(1500, 2, 3), 3, 1100);
+}
+
 #[test]
 fn half_precision() {
     let mut rng = rng();

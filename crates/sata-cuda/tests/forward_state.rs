@@ -10,7 +10,7 @@ use common::{Fade, Inputs, Sizes, rng, tolerance};
 use gpu::{OnDevice, blank, device, feed, part, part_mut};
 use rand::Rng;
 use rand::rngs::StdRng;
-use sata::{Decay, Form, Near, Series};
+use sata::{Decay, Form, Near, Series, Spec};
 use sata_cuda::{Buffer, Call, Plan, State, Storage, SumsType};
 
 const TOKENS: usize = 120;
@@ -197,7 +197,7 @@ fn full_reading_of_a_past() {
     }
 }
 
-/// Sequences of different lengths side by side, in two calls with a state.
+/// Sequences of different lengths side by side, in three calls with a state.
 #[test]
 fn packed_sequences() {
     let mut rng = rng();
@@ -223,8 +223,11 @@ fn packed_sequences() {
         let mut y: Vec<Vec<f32>> =
             each.iter().map(|(x, _)| common::calls::blank(x.sizes)).collect();
         let mut from = [0; 4];
-        let second: Vec<usize> = all.iter().zip(first).map(|(all, first)| all - first).collect();
-        for lengths in [first.to_vec(), second] {
+        // Two more each, where there are as many, and then the rest.
+        let left: Vec<usize> = all.iter().zip(first).map(|(all, first)| all - first).collect();
+        let few: Vec<usize> = left.iter().map(|&left| left.min(2)).collect();
+        let rest: Vec<usize> = left.iter().zip(&few).map(|(left, few)| left - few).collect();
+        for lengths in [first.to_vec(), few, rest] {
             let total: usize = lengths.iter().sum();
             let mut cu = vec![0];
             cu.extend(lengths.iter().scan(0, |sum, n| {
@@ -340,6 +343,61 @@ fn other_states() {
         let by = if compensated { 1e-3 } else { 5e-2 };
         assert_rows(&format!("bf16, {compensated}"), &y.to_vec().unwrap(), &truth, by);
     }
+}
+
+/// Calls of which no key is there: the past fades all the same.
+#[test]
+fn masked_calls() {
+    let mut rng = rng();
+    for setting in settings() {
+        let plan = plan_of(&setting, &mut rng);
+        let s = sizes();
+        let mut inputs = Inputs::<f32>::new(&mut rng, s);
+        inputs.mask =
+            Some((0..s.batch * s.keys).map(|i| !(20..90).contains(&(i % s.keys))).collect());
+        let fade = Fade::new(&mut rng, setting.decay, s);
+        let truth = truth(&setting.spec(s), &inputs, &fade, true);
+        let there = OnDevice::new(plan.device(), &inputs, &fade);
+        let mut state = State::new(&plan, 2, 2).unwrap();
+        let mut y = blank(plan.device(), s);
+        for range in [0..24, 24..50, 50..83, 83..TOKENS] {
+            feed(&plan, &mut state, &there, range, &mut y);
+        }
+        assert_rows(&format!("{setting:?}"), &y.to_vec().unwrap(), &truth, allowed(&setting));
+        let parts = state.to_host(&plan).unwrap().to_parts();
+        let host = sata::Plan::new(&setting.spec(s)).unwrap();
+        let (want, _) = common::calls::feed_in(&host, &inputs, &fade, &[30, 50, 40]);
+        for (got, want) in parts.lags.iter().zip(&want.to_parts().lags) {
+            assert!((got - want).abs() < 1e-9, "{setting:?}: {got}, want {want}");
+        }
+    }
+}
+
+/// Sums so large that f32 loses what a block adds keep it all the same.
+#[test]
+fn what_rounding_takes_is_kept() {
+    let spec = Spec::new(1, 1).terms(1).block(8).build().unwrap();
+    let plan = Plan::new(&device(), &spec).unwrap();
+    let large = 2f32.powi(26);
+    let host = sata::State::<f32>::new(plan.host(), 1, 1).unwrap();
+    let mut parts = host.to_parts();
+    parts.positions = vec![1 << 26];
+    parts.counts = vec![1 << 26];
+    parts.sums = vec![large];
+    parts.z = vec![large];
+    let host = sata::State::from_parts(plan.host(), 1, &parts).unwrap();
+    let mut state = State::from_host(&plan, &host).unwrap();
+    let s = Sizes::self_attention(20, 1, 1);
+    let mut inputs = Inputs::<f32>::new(&mut rng(), s);
+    inputs.v.fill(0.25);
+    let there = OnDevice::new(plan.device(), &inputs, &Fade::None);
+    for _ in 0..4 {
+        feed(&plan, &mut state, &there, 0..20, &mut blank(plan.device(), s));
+    }
+    let parts = state.to_host(&plan).unwrap().to_parts();
+    assert_eq!(parts.counts, [(1 << 26) + 80]);
+    assert_eq!(f64::from(parts.z[0]) + f64::from(parts.z_low[0]), f64::from(large) + 80.0);
+    assert_eq!(f64::from(parts.sums[0]) + f64::from(parts.sums_low[0]), f64::from(large) + 20.0);
 }
 
 /// Runs again are the same, bit for bit.

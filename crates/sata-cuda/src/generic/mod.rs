@@ -12,6 +12,8 @@ mod schedule;
 mod tables;
 mod tiles;
 
+use std::sync::Arc;
+
 use sata::Series;
 
 use crate::problem::Problem;
@@ -20,7 +22,7 @@ use crate::window::{Gathered, StateSums, Windows, address, marks, sequences};
 use crate::{Buffer, Error, Launch, Plan, RawView, Unit, unit};
 use params::{Local, Read, Scan, Sums};
 use schedule::{Batch, Schedule, Sizes};
-use tables::Tables;
+use tables::{Reading, Tables};
 use tiles::{LocalTiles, THREADS, Tiles};
 
 pub(crate) use params::Tally;
@@ -43,18 +45,13 @@ pub(crate) fn run(
     let units = plan.once("units", || Ok(Units::new(plan.device())))?;
     let (d_key, orders) = (problem.spec.d_key(), problem.orders());
     let tables = plan.once(format!("{orders:?}"), || Tables::new(plan.device(), d_key, &orders))?;
-    let each = problem.is_per_query();
-    let reads = problem.spec.orders();
-    let sizes = Sizes { features: tables.features, planes: if each { reads.len() } else { 1 } };
+    let reading =
+        plan.once(format!("{orders:?}"), || Reading::new(plan.device(), problem.spec, &tables))?;
+    let sizes = Sizes { features: tables.features, planes: reading.planes };
     let mut host = sequences(problem);
     let schedule = Schedule::new(problem, &mut host, sizes, wish);
-    let windows = Windows::new(&units, problem, host, each || problem.past.is_some())?;
-    let gathered = if windows.has_open() {
-        Some(windows.gather::<f32>(&units, problem, "f32")?)
-    } else {
-        None
-    };
-    let work = Work::new(problem, &units, &tables, &schedule, &windows, gathered, reads)?;
+    let windows = Windows::new(&units, problem, host, reading.each || problem.past.is_some())?;
+    let work = Work::new(problem, &units, &tables, reading, &schedule, &windows)?;
     for batch in &schedule.batches {
         work.batch(batch, tally)?;
     }
@@ -94,18 +91,9 @@ struct Work<'w> {
     k: RawView,
     v: RawView,
     kv: &'static str,
-    each: bool,
-    highest: usize,
-    planes: usize,
     chunks: Buffer<params::Chunk>,
     pieces: Buffer<params::Piece>,
-    committed: Option<Buffer<i32>>,
-    groups: Buffer<params::Group>,
-    group_count: usize,
-    plane_groups: Buffer<i32>,
-    /// By order: a_p, or planes.
-    coefficients: Buffer<f32>,
-    plane_of: Buffer<i32>,
+    reading: Arc<Reading>,
 }
 
 impl<'w> Work<'w> {
@@ -113,60 +101,39 @@ impl<'w> Work<'w> {
         problem: &'w Problem<'w>,
         units: &'w Units,
         tables: &'w Tables,
+        reading: Arc<Reading>,
         schedule: &'w Schedule,
         windows: &'w Windows,
-        gathered: Option<Gathered<f32>>,
-        reads: Vec<usize>,
     ) -> Result<Self, Error> {
-        let (device, spec) = (problem.device, problem.spec);
-        let each = problem.is_per_query();
-        let highest = reads.last().copied().unwrap_or(0);
-        let fixed = spec.coefficients().unwrap_or_default();
-        let coefficient = |order: usize| match each {
-            true => 1.0,
-            false => fixed.get(order).copied().unwrap_or(0.0) as f32,
+        let device = problem.device;
+        let gathered = if windows.has_open() {
+            Some(windows.gather::<f32>(units, problem, "f32")?)
+        } else {
+            None
         };
-        let (groups, plane_groups) = tables.groups(&reads, coefficient, each);
-        let coefficients: Vec<f32> = (0..=highest).map(coefficient).collect();
-        let plane = |order| reads.iter().position(|&p| p == order).map_or(-1, |at| at as i32);
-        let plane_of: Vec<i32> = (0..=highest).map(plane).collect();
         let [k, v] = match &gathered {
-            Some(gathered) => gathered.views(windows.works, [spec.d_key(), spec.d_value()]),
+            Some(gathered) => gathered.views(windows.works, problem.dims()),
             None => [problem.k, problem.v],
         };
-        let committed =
-            problem.past.as_ref().map(|_| Buffer::from_slice(device, &schedule.committed));
         Ok(Work {
             problem,
             units,
             tables,
+            reading,
             schedule,
             windows,
             kv: if gathered.is_some() { "f32" } else { problem.element },
             gathered,
             k,
             v,
-            each,
-            highest,
-            planes: plane_groups.len() - 1,
             chunks: Buffer::from_slice(device, &schedule.chunks)?,
             pieces: Buffer::from_slice(device, &schedule.pieces)?,
-            committed: committed.transpose()?,
-            group_count: groups.len(),
-            groups: Buffer::from_slice(device, &groups)?,
-            plane_groups: Buffer::from_slice(device, &plane_groups)?,
-            coefficients: Buffer::from_slice(device, &coefficients)?,
-            plane_of: Buffer::from_slice(device, &plane_of)?,
         })
-    }
-
-    fn sizes(&self) -> [usize; 2] {
-        [self.problem.spec.d_key(), self.problem.spec.d_value()]
     }
 
     /// Sequences and heads whose work arrays fit together.
     fn batch(&self, batch: &Batch, tally: &Buffer<Tally>) -> Result<(), Error> {
-        let (device, d_value) = (self.problem.device, self.sizes()[1]);
+        let (device, d_value) = (self.problem.device, self.problem.spec.d_value());
         let matrices = batch.pieces.len() * batch.head_count() * self.tables.features;
         let sums = Buffer::<f32>::uninit(device, matrices * d_value)?;
         let z = Buffer::<f32>::uninit(device, matrices)?;
@@ -184,7 +151,7 @@ impl<'w> Work<'w> {
 
     fn sum(&self, batch: &Batch, sums: &Buffer<f32>, z: &Buffer<f32>) -> Result<(), Error> {
         let features = self.tables.features;
-        let tiles = Tiles::of_sums(self.sizes(), features);
+        let tiles = Tiles::of_sums(self.problem.dims(), features);
         let (unit, shared) = tiles.sums(sums_unit(self.kv));
         let kernel = self.units.kernel("chunk_sums", &unit)?;
         let across = features.div_ceil(tiles.rows);
@@ -226,7 +193,8 @@ impl<'w> Work<'w> {
         z: &Buffer<f32>,
         name: &'static str,
     ) -> Result<(), Error> {
-        let (problem, features, d_value) = (self.problem, self.tables.features, self.sizes()[1]);
+        let (problem, features, d_value) =
+            (self.problem, self.tables.features, self.problem.spec.d_value());
         let past = problem.past.as_ref();
         let p = Scan {
             sequences: self.windows.sequences.address(),
@@ -237,7 +205,6 @@ impl<'w> Work<'w> {
             pieces: self.pieces.address(),
             sums: sums.address(),
             z: z.address(),
-            committed: address(self.committed.as_ref()),
             works: self.windows.works as i64,
             features: features as i64,
             d_value: d_value as i64,
@@ -275,20 +242,22 @@ impl<'w> Work<'w> {
         let rows = self.most_rows(batch, true);
         let (mut parts, mut tiles) = (1, None);
         if rows > 0 {
-            let chosen = Tiles::of_read(self.sizes(), rows);
+            let chosen = Tiles::of_read(self.problem.dims(), rows);
             let across = rows.div_ceil(chosen.rows);
             let blocks = batch.chunks.len() * across * batch.head_count() * chosen.column_tiles;
             let wanted = 2 * device.properties().multiprocessors as usize;
-            parts = wanted.div_ceil(blocks).clamp(1, (self.group_count / 8).clamp(1, MOST_PARTS));
+            parts = wanted
+                .div_ceil(blocks)
+                .clamp(1, (self.reading.group_count / 8).clamp(1, MOST_PARTS));
             tiles = Some((chosen, across));
         }
         let lines = if rows > 0 {
-            parts * self.planes * batch.head_count() * problem.group * batch.rows.len()
+            parts * self.reading.planes * batch.head_count() * problem.group * batch.rows.len()
         } else {
             0
         };
         let read = FarRead {
-            num: Buffer::uninit(device, lines * self.sizes()[1])?,
+            num: Buffer::uninit(device, lines * self.problem.spec.d_value())?,
             den: Buffer::uninit(device, lines)?,
             parts,
         };
@@ -304,8 +273,8 @@ impl<'w> Work<'w> {
             chunks: self.chunks.address(),
             factors: self.tables.factors.address(),
             multiplicities: self.tables.multiplicities.address(),
-            groups: self.groups.address(),
-            planes: self.plane_groups.address(),
+            groups: self.reading.groups.address(),
+            planes: self.reading.plane_groups.address(),
             state: StateSums::of(past),
             sums: sums.address(),
             z: z.address(),
@@ -317,7 +286,7 @@ impl<'w> Work<'w> {
             rows: batch.rows.len() as i64,
             scale: problem.spec.scale() as f32,
             width: self.tables.width as i32,
-            plane_count: self.planes as i32,
+            plane_count: self.reading.planes as i32,
             parts: parts as i32,
             tiles: across as i32,
             first_head: batch.heads.start as i32,
@@ -347,8 +316,8 @@ impl<'w> Work<'w> {
         if rows == 0 {
             return Ok(());
         }
-        let tiles = LocalTiles::new(self.sizes());
-        let unit = local_unit(problem.element, self.kv, self.highest, self.each);
+        let tiles = LocalTiles::new(self.problem.dims());
+        let unit = local_unit(problem.element, self.kv, self.reading.highest, self.reading.each);
         let (unit, shared) = tiles.unit(unit);
         let kernel = self.units.kernel("local", &unit)?;
         let across = rows.div_ceil(LocalTiles::ROWS);
@@ -379,8 +348,8 @@ impl<'w> Work<'w> {
             sink_live: address(sinks.map(|sinks| &sinks.live)),
             sink_last: address(sinks.map(|sinks| &sinks.last)),
             sink_g: address(sinks.and_then(|sinks| sinks.g.as_ref())),
-            coefficients: self.coefficients.address(),
-            plane_of: self.plane_of.address(),
+            coefficients: self.reading.coefficients.address(),
+            plane_of: self.reading.plane_of.address(),
             tally: tally.address(),
             works: windows.works as i64,
             first_row: batch.rows.start as i64,
@@ -396,7 +365,7 @@ impl<'w> Work<'w> {
             scale: spec.scale() as f32,
             rule,
             terms: spec.terms() as i32,
-            plane_count: self.planes as i32,
+            plane_count: self.reading.planes as i32,
             parts: read.parts as i32,
             tiles: across as i32,
             causal: i32::from(problem.causal),

@@ -92,7 +92,6 @@ pub(super) struct Scan {
     pub pieces: u64,
     pub sums: u64,
     pub z: u64,
-    pub committed: u64,
     pub works: i64,
     pub features: i64,
     pub d_value: i64,

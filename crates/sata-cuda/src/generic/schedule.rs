@@ -18,13 +18,21 @@ const TOUCH: f64 = 384.0;
 const CHUNK_STEP: usize = 64;
 
 /// What one may ask for instead of what would be chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Wish {
+    /// Whether matrix units may be used.
+    pub matrix: bool,
     pub form: Option<Form>,
     /// Tokens of a chunk.
     pub chunk: Option<usize>,
     /// Bytes of work arrays.
     pub work_bytes: Option<usize>,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Wish { matrix: true, form: None, chunk: None, work_bytes: None }
+    }
 }
 
 /// Work arrays have about this many bytes at most, unless one head needs more.
@@ -60,8 +68,6 @@ impl Batch {
 pub(super) struct Schedule {
     pub chunks: Vec<Chunk>,
     pub pieces: Vec<Piece>,
-    /// Per sequence, how many of its pieces the state's sums are of after the call.
-    pub committed: Vec<i32>,
     pub batches: Vec<Batch>,
 }
 
@@ -191,14 +197,14 @@ impl Schedule {
         wish: Wish,
     ) -> Self {
         let chunk = chunk(problem, sizes, wish);
-        let mut all =
-            Schedule { chunks: vec![], pieces: vec![], committed: vec![], batches: vec![] };
+        let mut all = Schedule { chunks: vec![], pieces: vec![], batches: vec![] };
         let mut firsts = vec![];
         for (i, sequence) in sequences.iter_mut().enumerate() {
             let cut = Cut::new(problem, i, chunk);
             firsts.push((all.chunks.len(), all.pieces.len()));
             sequence.piece = all.pieces.len() as i64;
             sequence.pieces = cut.bounds.len() as i64;
+            sequence.committed = cut.committed as i64;
             let mut first = 0;
             for (index, &bound) in cut.bounds.iter().enumerate() {
                 all.pieces.push(Piece {
@@ -209,7 +215,6 @@ impl Schedule {
                 });
                 first = bound;
             }
-            all.committed.push(cut.committed as i32);
             all.chunks.extend(cut.chunks);
         }
         firsts.push((all.chunks.len(), all.pieces.len()));

@@ -1,8 +1,10 @@
 //! Tables of a set of orders on the device: what each feature is the product of.
 
+use sata::Spec;
 use sata::basis::{Basis, features};
 
 use super::params::Group;
+use crate::problem::is_per_query;
 use crate::{Buffer, Device, Error};
 
 /// Features of a group at most: those of a step of the reading kernel.
@@ -72,7 +74,7 @@ impl Tables {
 
     /// The features that a series reads, in groups, and the first group of each plane: one plane
     /// for each order of `reads`, in order, or one for all; `coefficients` by order.
-    pub(super) fn groups(
+    fn groups(
         &self,
         reads: &[usize],
         coefficients: impl Fn(usize) -> f32,
@@ -98,6 +100,50 @@ impl Tables {
             planes.push(groups.len() as i32);
         }
         (groups, planes)
+    }
+}
+
+/// What a series reads of tables.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// Whether each query has coefficients of its own.
+    pub each: bool,
+    /// The highest order that is read.
+    pub highest: usize,
+    /// Numerators of a query: of each order, or of all together.
+    pub planes: usize,
+    pub groups: Buffer<Group>,
+    pub group_count: usize,
+    /// The first group of each plane, and the number of all.
+    pub plane_groups: Buffer<i32>,
+    /// By order: a_p (1 where each query has its own), and the plane, or −1.
+    pub coefficients: Buffer<f32>,
+    pub plane_of: Buffer<i32>,
+}
+
+impl Reading {
+    pub(super) fn new(device: &Device, spec: &Spec, tables: &Tables) -> Result<Self, Error> {
+        let (each, reads) = (is_per_query(spec), spec.orders());
+        let highest = reads.last().copied().unwrap_or(0);
+        let fixed = spec.coefficients().unwrap_or_default();
+        let coefficient = |order: usize| match each {
+            true => 1.0,
+            false => fixed.get(order).copied().unwrap_or(0.0) as f32,
+        };
+        let (groups, plane_groups) = tables.groups(&reads, coefficient, each);
+        let coefficients: Vec<f32> = (0..=highest).map(coefficient).collect();
+        let plane = |order| reads.iter().position(|&p| p == order).map_or(-1, |at| at as i32);
+        let plane_of: Vec<i32> = (0..=highest).map(plane).collect();
+        Ok(Reading {
+            each,
+            highest,
+            planes: plane_groups.len() - 1,
+            group_count: groups.len(),
+            groups: Buffer::from_slice(device, &groups)?,
+            plane_groups: Buffer::from_slice(device, &plane_groups)?,
+            coefficients: Buffer::from_slice(device, &coefficients)?,
+            plane_of: Buffer::from_slice(device, &plane_of)?,
+        })
     }
 }
 
