@@ -3,7 +3,7 @@
 // A *unit* is one key/value head of one sequence. Its tokens are counted in *places*: those that the state holds open,
 // then the call's own. `folds` are the places F_0 = 0, F_1, …, F_n of a sequence: chunk c folds the tokens from F_c
 // until F_(c+1) into the sums S_(c+1), and its queries read S_c and weigh what comes after F_c one by one. Without
-// causality all queries read S_n.
+// causality all queries read S_n, and weigh what comes after F_n.
 //
 // With v̂ = [v, 1], D = Σ w and ĝ_t = [dy_t, −δ_t]/D_t, δ = dy·y, every weight has dL/dw_ts = ĝ_t·v̂_s, and with
 // Γ = Σ_t w_t Φ(q_t) ĝ_tᵀ over all queries that come after, every key has dv = Φᵀ Γ_v and h_f = Γ_f·v̂, dk = Σ h_f ∂Φ_f/∂k.
@@ -34,20 +34,13 @@ struct Sequence {
     i64 folds_at, folds, reads_at, reads;
     // The gradient by the final state joins Γ at this fold, and its open tokens begin at this place.
     i64 joins, open_after;
-    // Its row of the state.
-    i64 slot;
+    // Its sequence of the state, and where the ring of its open tokens begins there.
+    i64 slot, ring;
 };
 
 // Queries that read the same sums.
 struct Read {
     i64 first, end;
-};
-
-// What a state's head holds besides its tokens: whether its sums hold any, and g at the last of those less g at the
-// last token before place 0; g there since the sequence's start.
-struct Past {
-    f64 mark, total;
-    i64 count;
 };
 
 // A common prefix of features (its place in `prefixes`) and their last indices.
@@ -62,11 +55,18 @@ struct Feature {
 
 // Raw tokens of a state, or gradients by them: rows of slot · kv_heads + head.
 struct Raw {
-    f32* keys;    // [rows][most][D_KEY]
-    f32* values;  // [rows][most][D_VALUE]
-    f64* fading;  // [rows][most]: logarithms; of all since the sequence's start for sinks. Of gradients: Σ w dw
-    u8* live;     // [rows][most]
+    f32* keys;     // [rows][most][D_KEY]
+    f32* values;   // [rows][most][D_VALUE]
+    f64* fading;   // [rows][most]: logarithms; of all since the sequence's start for sinks. Of gradients: Σ w dw
+    f32* weights;  // [rows][most], 1 or 0
     i64 most;
+};
+
+// What a state's sums stand at: tokens summed, g at the last token before place 0 less g at the last of those, and g
+// there since the sequence's start.
+struct Mark {
+    u64 count;
+    f64 lag, total;
 };
 
 struct Backward {
@@ -85,9 +85,14 @@ struct Backward {
     const Run* runs;
     const i32* tile_runs;     // runs before each 32 features
 
-    const Past* past;         // [rows], or null
-    const f32* past_sums;     // [rows][features][D_VALUE]
-    const f32* past_z;        // [rows][features]
+    // The state that the call goes on from, or null: [rows]; its sums with what rounding took from them, or null; bf16
+    // ones have the lower halves of an f32's bits there.
+    const Mark* past;
+    const void* past_sums;     // [rows][features][D_VALUE]
+    const f32* past_z;         // [rows][features]
+    const void* past_sums_low;
+    const f32* past_z_low;
+    i64 past_is_bf16;
     Raw open, sinks;
     // The gradient by the final state, and by the initial one; null where there is none.
     const f32* final_sums;
@@ -119,7 +124,7 @@ struct Backward {
     // Gradients by sinks: [unit][split][sink][D_KEY + D_VALUE], and Σ w dw.
     f32* sink_rows;
     f64* sink_dw;
-    i64 sink_splits;
+    i64 sink_splits, most_sinks;
 
     i64 features_count, mask_batch, block, sink_count, near;
     f32 scale;
@@ -134,7 +139,9 @@ struct Unit {
     i64 head, total, row;
     const f64* g;
     const i32* live;
-    Past past;
+    // Whether the state's sums hold any token, and g at the last, relative to the last before place 0, as everywhere.
+    bool past;
+    f64 past_mark, past_total;
 };
 
 DEVICE Unit unit_of(const Backward& p, i64 index) {
@@ -146,14 +153,17 @@ DEVICE Unit unit_of(const Backward& p, i64 index) {
     u.g = p.g + (u.s.places_at * p.kv_heads + u.head * (u.total + 1));
     u.live = p.live + u.s.places_at;
     u.row = u.s.slot * p.kv_heads + u.head;
-    if (p.past) {
-        u.past = p.past[u.row];
-    } else {
-        u.past.mark = u.past.total = 0;
-        u.past.count = 0;
-    }
+    u.past = p.past && p.past[u.row].count > 0;
+    u.past_mark = u.past ? -p.past[u.row].lag : 0;
+    u.past_total = p.past ? p.past[u.row].total : 0;
     return u;
 }
+
+// Unit `index` as `u`, in shared memory: it would take too many registers. All threads of the block take part.
+#define UNIT(u, index)                                   \
+    __shared__ Unit u;                                   \
+    if (threadIdx.x == 0) u = unit_of(p, i64(index));    \
+    __syncthreads()
 
 DEVICE i64 unit_places(const Backward& p, const Unit& u) {
     return u.s.places_at * p.kv_heads + u.head * (u.total + 1);
@@ -163,6 +173,9 @@ DEVICE i64 unit_queries(const Backward& p, const Unit& u, i64 head) {
     return (u.s.queries_at * p.kv_heads + u.head * u.s.queries) * p.group + head * u.s.queries;
 }
 DEVICE i64 fold_of(const Backward& p, const Unit& u, i64 chunk) { return p.folds[u.s.folds_at + chunk]; }
+
+// The fold that the queries of a read stand at.
+DEVICE i64 fold_of_read(const Backward& p, const Unit& u, i64 read) { return fold_of(p, u, CAUSAL ? read : u.s.folds); }
 
 DEVICE i64 place_of(const Unit& u, i64 query) { return CAUSAL ? u.s.open + query : u.total - 1; }
 
@@ -179,13 +192,12 @@ DEVICE i64 old_sinks(const Backward& p, const Unit& u) { return sinks_before(p, 
 DEVICE i64 place_of_sink(const Unit& u, i64 sink) { return sink - u.s.folded; }
 
 DEVICE bool sink_is_live(const Backward& p, const Unit& u, i64 sink) {
-    if (sink < old_sinks(p, u)) return p.sinks.live[u.row * p.sinks.most + sink] != 0;
+    if (sink < old_sinks(p, u)) return p.sinks.weights[u.row * p.sinks.most + sink] != 0;
     return !p.mask || p.mask[u.s.k_batch * p.mask_batch + u.s.k_first + place_of_sink(u, sink) - u.s.open] != 0;
 }
-// g relative to the last token before place 0, as everywhere.
 DEVICE f64 sink_g(const Backward& p, const Unit& u, i64 sink) {
     if (!FADES) return 0;
-    if (sink < old_sinks(p, u)) return p.sinks.fading[u.row * p.sinks.most + sink] - u.past.total;
+    if (sink < old_sinks(p, u)) return p.sinks.fading[u.row * p.sinks.most + sink] - u.past_total;
     return u.g[place_of_sink(u, sink)];
 }
 
@@ -193,8 +205,8 @@ DEVICE f64 sink_g(const Backward& p, const Unit& u, i64 sink) {
 DEVICE bool mark_of(const Unit& u, i64 fold, f64& g) {
     i32 last = u.live[fold];
     g = 0;
-    if (last == 0 && u.past.count == 0) return false;
-    if (FADES) g = last > 0 ? u.g[last - 1] : u.past.mark;
+    if (last == 0 && !u.past) return false;
+    if (FADES) g = last > 0 ? u.g[last - 1] : u.past_mark;
     return true;
 }
 
@@ -210,13 +222,18 @@ DEVICE bool own_of(const Backward& p, const Unit& u, i64 place, f64& g) {
     return false;
 }
 
+// Where the state's open token at a place is.
+DEVICE i64 open_at(const Backward& p, const Unit& u, i64 place) {
+    return u.row * p.open.most + (u.s.ring + place) % p.open.most;
+}
+
 // One element of the key or value at a place, and whether it weighs anything.
 DEVICE f32 key_at(const Backward& p, const Unit& u, i64 place, int i) {
-    if (place < u.s.open) return p.open.keys[(u.row * p.open.most + place) * D_KEY + i];
+    if (place < u.s.open) return p.open.keys[open_at(p, u, place) * D_KEY + i];
     return to_f32(row<const E>(p.k, u.s.k_batch, u.head, u.s.k_first + place - u.s.open)[i]);
 }
 DEVICE f32 value_at(const Backward& p, const Unit& u, i64 place, int i) {
-    if (place < u.s.open) return p.open.values[(u.row * p.open.most + place) * D_VALUE + i];
+    if (place < u.s.open) return p.open.values[open_at(p, u, place) * D_VALUE + i];
     return to_f32(row<const E>(p.v, u.s.k_batch, u.head, u.s.k_first + place - u.s.open)[i]);
 }
 DEVICE f32 sink_key_at(const Backward& p, const Unit& u, i64 sink, int i) {

@@ -22,6 +22,7 @@ struct Tile {
     f32 weights[STEP];
     u16 indices[ORDER * FEATURES];
 };
+SAME_SIZE(Tile, SHARED_BYTES);
 
 // `load(t, place of the token, i)` gives elements, `value(…)` values.
 template <class Tokens>
@@ -135,7 +136,7 @@ struct Queries {
 extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_keys(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile& tile = *reinterpret_cast<Tile*>(shared);
-    Unit u = unit_of(p, p.first_unit + blockIdx.z);
+    UNIT(u, p.first_unit + blockIdx.z);
     i64 chunk = p.first_chunk + blockIdx.y;
     if (chunk >= u.s.folds) return;
     i64 first_feature = i64(blockIdx.x / COLUMN_BLOCKS) * FEATURES;
@@ -151,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_keys(const
 extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_queries(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile& tile = *reinterpret_cast<Tile*>(shared);
-    Unit u = unit_of(p, p.first_unit + blockIdx.z);
+    UNIT(u, p.first_unit + blockIdx.z);
     i64 chunk = p.first_chunk + blockIdx.y;
     if (chunk >= u.s.reads) return;
     i64 first_feature = i64(blockIdx.x / COLUMN_BLOCKS) * FEATURES;
@@ -159,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_queries(co
     f32 sums[ROWS][4];
     begin(p, tile, sums, first_feature);
     Read read = p.reads[u.s.reads_at + chunk];
-    i64 fold = fold_of(p, u, CAUSAL ? chunk : u.s.folds);
+    i64 fold = fold_of_read(p, u, chunk);
     f64 mark;
     if (mark_of(u, fold, mark)) {
         for (i64 head = 0; head < p.group; ++head) {

@@ -7,12 +7,14 @@
 constexpr int SIDE = TILE / 16, STRIDE = TILE + 4, THREADS = 256;
 constexpr int KEY_COLUMNS = (D_KEY + 15) / 16, VALUE_COLUMNS = (D_VALUE + 15) / 16;
 
+constexpr i64 NOWHERE = i64(1) << 62;
+
 // Queries of one head.
 struct QueryTile {
     f32 x[D_KEY * STRIDE];     // q · scale
     f32 dy[D_VALUE * STRIDE];
     f64 own[TILE];             // g at the last token that each sees
-    i64 place[TILE];           // −1 for none
+    i64 place[TILE];           // before all places for none
     i64 limit[TILE];           // far are the keys before this
     f32 shift[TILE], inverse[TILE], delta[TILE];
 };
@@ -24,8 +26,6 @@ struct KeyTile {
     f64 g[TILE];
     i64 place[TILE];           // past all places for one that weighs nothing
 };
-
-constexpr i64 NOWHERE = i64(1) << 62;
 
 DEVICE void load_queries(const Backward& p, const Unit& u, QueryTile& tile, i64 head, i64 first, i64 end, bool settled) {
     int thread = threadIdx.x;
@@ -40,7 +40,7 @@ DEVICE void load_queries(const Backward& p, const Unit& u, QueryTile& tile, i64 
     }
     for (int t = thread; t < TILE; t += THREADS) {
         i64 place = place_of(u, first + t);
-        tile.place[t] = -1;
+        tile.place[t] = -NOWHERE;
         tile.limit[t] = 0;
         tile.own[t] = 0;
         tile.inverse[t] = tile.shift[t] = tile.delta[t] = 0;

@@ -33,6 +33,8 @@ struct Tile {
     f32 by[SETS * D_MORE * TOKENS];
     f32 z[32];
 };
+SAME_SIZE(Tile<2>, QUERY_BYTES);
+SAME_SIZE(Tile<1>, KEY_BYTES);
 
 // Sums of 32 features on their way.
 struct Next {
@@ -243,13 +245,13 @@ struct Keys {
 extern "C" __global__ void __launch_bounds__(TOKENS) backward_read_queries(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile<2>& tile = *reinterpret_cast<Tile<2>*>(shared);
-    Unit u = unit_of(p, p.first_unit + blockIdx.z);
+    UNIT(u, p.first_unit + blockIdx.z);
     i64 chunk = p.first_chunk + blockIdx.y;
     if (chunk >= u.s.reads) return;
     Share share(p);
     Read read = p.reads[u.s.reads_at + chunk];
     f64 mark;
-    if (read.first + share.first >= read.end || !mark_of(u, fold_of(p, u, CAUSAL ? chunk : u.s.folds), mark)) return;
+    if (read.first + share.first >= read.end || !mark_of(u, fold_of_read(p, u, chunk), mark)) return;
     int count = int(min(i64(TOKENS), read.end - read.first - share.first));
     Queries queries = {p, u, share.head};
     load(tile, queries, read.first + share.first, count);
@@ -269,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(TOKENS) backward_read_queries(const
 extern "C" __global__ void __launch_bounds__(TOKENS) backward_read_keys(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile<1>& tile = *reinterpret_cast<Tile<1>*>(shared);
-    Unit u = unit_of(p, p.first_unit + blockIdx.z);
+    UNIT(u, p.first_unit + blockIdx.z);
     i64 chunk = p.first_chunk + blockIdx.y;
     if (chunk >= u.s.folds) return;
     Share share(p);

@@ -2,7 +2,7 @@
 //
 //     mode 0, forward   S_(c+1) = f_c S_c + A_c,  slot c becomes S_c;  S_0 is the state's, or 0
 //     mode 1, reverse   Γ_c = f_c Γ_(c+1) + A_c,  slot c becomes Γ_(c+1);  the gradient by the final state joins Γ
-//     mode 2, sum       Γ += A_c
+//     mode 2, sum       Γ_n = Σ A_c, without causality; mode 1 then goes on with A_c = 0
 //
 // f_c = exp(g at the last of S_(c+1) − g at the last of S_c). What goes on is kept with what rounding took from it.
 // Grid: blocks of 256 elements of D · (D_VALUE + 1), 1, units at work. `flags`: bit 0 begin with what there is, bit 1
@@ -26,8 +26,24 @@ struct Element {
     }
 };
 
+// What the state has.
+DEVICE void past(const Backward& p, const Element& e, f32& high, f32& low) {
+    if (!p.past_is_bf16 || e.at >= e.values) {
+        high = e.of(static_cast<const f32*>(p.past_sums), p.past_z);
+        if (p.past_z_low) low = e.of(static_cast<const f32*>(p.past_sums_low), p.past_z_low);
+        return;
+    }
+    i64 at = e.row * e.values + e.at;
+    u32 bits = u32(static_cast<const bf16*>(p.past_sums)[at].bits) << 16;
+    // As integers, the bf16 is the nearest to the f32 and the rest what remains, with its sign.
+    if (p.past_sums_low && (bits & 0x7f800000) != 0x7f800000) {
+        bits += u32(i32(i16(static_cast<const u16*>(p.past_sums_low)[at])));
+    }
+    high = __uint_as_float(bits);
+}
+
 extern "C" __global__ void __launch_bounds__(256) backward_scan(const __grid_constant__ Backward p) {
-    Unit u = unit_of(p, p.first_unit + blockIdx.z);
+    UNIT(u, p.first_unit + blockIdx.z);
     Element e;
     e.values = p.features_count * D_VALUE;
     e.count = e.values + p.features_count;
@@ -41,8 +57,8 @@ extern "C" __global__ void __launch_bounds__(256) backward_scan(const __grid_con
     if (!begins) {
         high = carry[0];
         low = carry[e.count];
-    } else if (p.mode == 0 && u.past.count > 0) {
-        high = e.of(p.past_sums, p.past_z);
+    } else if (p.mode == 0 && u.past) {
+        past(p, e, high, low);
     }
     if (p.mode == 2) {
         i64 chunks = min(i64(p.chunks), u.s.reads - p.first_chunk);
@@ -61,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(256) backward_scan(const __grid_con
                 mark_of(u, fold_of(p, u, chunk + 1), after);
                 factor = expf(f32(after - before));
             }
-            f32 own = slot[c * p.slot_chunk];
+            // Without causality all queries come after all chunks.
+            f32 own = p.mode == 1 && !CAUSAL ? 0 : slot[c * p.slot_chunk];
             slot[c * p.slot_chunk] = __fadd_rn(high, low);
             high = __fmul_rn(high, factor);
             low = __fmul_rn(low, factor);

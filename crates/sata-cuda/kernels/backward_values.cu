@@ -21,11 +21,12 @@ struct Tile {
     f32 sums[32 * COLUMNS];
     u16 indices[32 * ORDER];
 };
+SAME_SIZE(Tile, SHARED_BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS) backward_values(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile& tile = *reinterpret_cast<Tile*>(shared);
-    Unit u = unit_of(p, p.first_unit + blockIdx.z);
+    UNIT(u, p.first_unit + blockIdx.z);
     i64 chunk = p.first_chunk + blockIdx.y;
     if (chunk >= u.s.folds) return;
     i64 tiles = (p.far_tokens + TOKENS - 1) / TOKENS;

@@ -138,7 +138,7 @@ fn pending(problem: &Problem<'_>, shape: Shape, strict: bool, tally: Buffer<Tall
 }
 
 /// The sequences of a checked call, and where its state stands.
-fn stretches<E: Element>(
+pub(crate) fn stretches<E: Element>(
     call: &Call<'_, '_, E>,
     state: Option<&State>,
 ) -> Result<Vec<Stretch>, Error> {
@@ -164,7 +164,7 @@ fn stretches<E: Element>(
     Ok(all)
 }
 
-fn past(state: &State) -> Past {
+pub(crate) fn past(state: &State) -> Past {
     Past {
         orders: state.orders().to_vec(),
         is_bf16: state.storage().sums == SumsType::Bf16,

@@ -10,6 +10,7 @@
 #![deny(missing_docs)]
 
 mod backend;
+mod backward;
 mod buffer;
 mod cache;
 mod call;
@@ -30,6 +31,7 @@ mod view;
 mod window;
 
 pub use backend::{KernelProperties, Launch, Properties};
+pub use backward::{Gradients, StateGradient};
 pub use buffer::{Buffer, Plain};
 pub use call::Call;
 pub use decode::{Decoder, Recipe, Sizes, Step};

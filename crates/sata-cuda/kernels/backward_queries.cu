@@ -1,0 +1,210 @@
+// Queries weigh what is raw, and have all their gradients.
+//
+// With w = exp(g_own − g_s − shift) κ(x), u_s = dy·v_s and w' = w, or exp(…) κ'(x) where κ is the polynomial:
+//
+//     D = Σ w,  δ = Σ w u / D,  dq = scale/D · (Σ w' u k − δ Σ w' k)
+//
+// over keys of the window, sinks, and what sums gave (backward_read). Shifts are found as keys pass (one pass).
+//
+// Grid: (heads of a group) · (tiles of TILE queries), chunks at work, units at work. Block: 256 threads; tiles of keys
+// pass, for each x and u are multiplied, weights made, and multiplied with keys again.
+// Leaves dq, and shift, 1/D and δ of each query.
+// Bytes: the window's keys and values once per tile (from L2). FLOPs: 2 (3 D_KEY + D_VALUE) per pair.
+#include "backward_pairs.cuh"
+
+struct Shared {
+    QueryTile queries;
+    KeyTile keys;
+    f32 weights[TILE * STRIDE];   // [key][query]: w'
+    f32 products[TILE * STRIDE];  // w' u
+    f32 coefficients[TERMS];
+};
+SAME_SIZE(Shared, SHARED_BYTES);
+
+// What a thread has of SIDE queries.
+struct Rows {
+    f32 level[SIDE], den[SIDE], dot[SIDE];
+    f32 by_sums[SIDE][KEY_COLUMNS], by_z[SIDE][KEY_COLUMNS];
+
+    DEVICE void raise(int i, f32 level_now) {
+        f32 factor = expf(level[i] - level_now);
+        level[i] = level_now;
+        den[i] *= factor;
+        dot[i] *= factor;
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; ++c) by_sums[i][c] *= factor, by_z[i][c] *= factor;
+    }
+};
+
+// What sums gave the queries of a tile.
+DEVICE void take_far(const Backward& p, const Unit& u, const Shared& shared, Rows& rows, i64 head, i64 first, i64 fold) {
+    int x = threadIdx.x % 16, y = threadIdx.x / 16;
+    f64 mark, anchor;
+    bool has_sums = mark_of(u, fold, mark);
+#pragma unroll
+    for (int i = 0; i < SIDE; ++i) {
+        int t = y * SIDE + i;
+        rows.level[i] = NOTHING;
+        rows.den[i] = rows.dot[i] = 0;
+#pragma unroll
+        for (int c = 0; c < KEY_COLUMNS; ++c) rows.by_sums[i][c] = rows.by_z[i][c] = 0;
+        if (shared.queries.place[t] < 0 || !mark_of(u, shared.queries.limit[t], anchor)) continue;
+        // All that is far is relative to the last that is far at first.
+        f32 level = FADES ? fmaxf(f32(shared.queries.own[t] - anchor), NOTHING) : 0;
+        rows.level[i] = level;
+        if (!has_sums) continue;
+        f32 factor = FADES ? expf(f32(shared.queries.own[t] - mark) - level) : 1.0f;
+        constexpr int FAR_ROWS = 2 * D_KEY + 2;
+        for (i64 split = 0; split < p.splits; ++split) {
+            const f32* far = far_of(p, split, blockIdx.z, head, blockIdx.y, FAR_ROWS) + first + t;
+#pragma unroll
+            for (int j = 0; j < KEY_COLUMNS; ++j) {
+                int c = x + 16 * j;
+                if (c >= D_KEY) continue;
+                rows.by_sums[i][j] += factor * far[c * p.far_tokens];
+                rows.by_z[i][j] += factor * far[(D_KEY + c) * p.far_tokens];
+            }
+            if (x == 0) {
+                rows.dot[i] += factor * far[2 * D_KEY * p.far_tokens];
+                rows.den[i] += factor * far[(2 * D_KEY + 1) * p.far_tokens];
+            }
+        }
+    }
+}
+
+// The queries weigh the keys that have been loaded.
+template <bool SINKS>
+DEVICE void weigh(Shared& shared, Rows& rows) {
+    int x = threadIdx.x % 16, y = threadIdx.x / 16;
+    const QueryTile& queries = shared.queries;
+    const KeyTile& keys = shared.keys;
+    f32 logits[SIDE][SIDE], u[SIDE][SIDE];
+    products<D_KEY>(queries.x, y * SIDE, keys.x, x * SIDE, logits);
+    products<D_VALUE>(queries.dy, y * SIDE, keys.v, x * SIDE, u);
+    f32 w[SIDE], wu[SIDE], weights[SIDE][SIDE], sums[SIDE][SIDE];
+#pragma unroll
+    for (int i = 0; i < SIDE; ++i) {
+        int t = y * SIDE + i;
+        i64 place = queries.place[t], limit = queries.limit[t];
+        f64 own = queries.own[t];
+        f32 highest = rows.level[i];
+#pragma unroll
+        for (int j = 0; j < SIDE; ++j) {
+            int s = x * SIDE + j;
+            // The logarithm of the decay, then of the weight, for now.
+            weights[i][j] = FADES ? f32(own - keys.g[s]) : 0;
+            bool near = SINKS || keys.place[s] >= limit;
+            if (near && keys.place[s] <= place) highest = fmaxf(highest, weights[i][j] + logits[i][j]);
+        }
+#pragma unroll
+        for (int by = 8; by > 0; by >>= 1) highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, by));
+        if (highest > rows.level[i]) rows.raise(i, highest);
+        w[i] = wu[i] = 0;
+#pragma unroll
+        for (int j = 0; j < SIDE; ++j) {
+            int s = x * SIDE + j;
+            f32 weight = 0, slope = 0;
+            if (keys.place[s] <= place) {
+                if (SINKS || keys.place[s] >= limit) {
+                    weight = slope = expf(weights[i][j] + logits[i][j] - highest);
+                } else {
+                    f32 fading = expf(weights[i][j] - highest);
+                    weight = fading * polynomial(shared.coefficients, logits[i][j], slope);
+                    slope *= fading;
+                }
+            }
+            w[i] += weight;
+            wu[i] = fmaf(weight, u[i][j], wu[i]);
+            weights[i][j] = slope;
+            sums[i][j] = slope * u[i][j];
+        }
+        rows.den[i] += w[i];
+        rows.dot[i] += wu[i];
+    }
+#pragma unroll
+    for (int j = 0; j < SIDE; ++j) {
+        f32 column[SIDE], products[SIDE];
+#pragma unroll
+        for (int i = 0; i < SIDE; ++i) column[i] = weights[i][j], products[i] = sums[i][j];
+        give(&shared.weights[(x * SIDE + j) * STRIDE + y * SIDE], column);
+        give(&shared.products[(x * SIDE + j) * STRIDE + y * SIDE], products);
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int s = 0; s < TILE; ++s) {
+        f32 a[SIDE], b[SIDE];
+        take(&shared.products[s * STRIDE + y * SIDE], a);
+        take(&shared.weights[s * STRIDE + y * SIDE], b);
+#pragma unroll
+        for (int j = 0; j < KEY_COLUMNS; ++j) {
+            int c = x + 16 * j;
+            f32 k = D_KEY % 16 == 0 || c < D_KEY ? keys.x[c * STRIDE + s] : 0;
+#pragma unroll
+            for (int i = 0; i < SIDE; ++i) {
+                rows.by_sums[i][j] = fmaf(a[i], k, rows.by_sums[i][j]);
+                rows.by_z[i][j] = fmaf(b[i], k, rows.by_z[i][j]);
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_queries(const __grid_constant__ Backward p) {
+    DYNAMIC_SHARED(memory);
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    UNIT(u, p.first_unit + blockIdx.z);
+    i64 chunk = p.first_chunk + blockIdx.y;
+    if (chunk >= u.s.reads) return;
+    i64 tiles = (p.far_tokens + TILE - 1) / TILE;
+    i64 head = blockIdx.x / tiles, own = blockIdx.x % tiles * TILE;
+    Read read = p.reads[u.s.reads_at + chunk];
+    i64 first = read.first + own;
+    if (first >= read.end) return;
+    i64 fold = fold_of_read(p, u, chunk);
+    int thread = threadIdx.x, x = thread % 16, y = thread / 16;
+    for (int i = thread; i < TERMS; i += THREADS) shared.coefficients[i] = p.coefficients[i];
+    load_queries(p, u, shared.queries, head, first, read.end, false);
+    __syncthreads();
+    Rows rows;
+    take_far(p, u, shared, rows, head, own, fold);
+    i64 last = place_of(u, min(first + TILE, read.end) - 1);
+    for (i64 key = fold; key <= last; key += TILE) {
+        __syncthreads();
+        load_window(p, u, shared.keys, key, last + 1);
+        __syncthreads();
+        weigh<false>(shared, rows);
+    }
+    i64 sinks = sinks_before(p, u, last + 1);
+    for (i64 key = 0; key < sinks; key += TILE) {
+        __syncthreads();
+        load_sinks(p, u, shared.keys, key, sinks);
+        __syncthreads();
+        weigh<true>(shared, rows);
+    }
+#pragma unroll
+    for (int i = 0; i < SIDE; ++i) {
+        f32 den = rows.den[i], dot = rows.dot[i];
+#pragma unroll
+        for (int by = 8; by > 0; by >>= 1) {
+            den += __shfl_xor_sync(0xffffffffu, den, by);
+            dot += __shfl_xor_sync(0xffffffffu, dot, by);
+        }
+        int t = y * SIDE + i;
+        i64 query = first + t, place = shared.queries.place[t];
+        if (query >= read.end) continue;
+        f64 any;
+        f32 inverse = own_of(p, u, place, any) ? 1 / den : 0;
+        f32 delta = dot * inverse;
+        E* dq = row<E>(p.dq, u.s.q_batch, u.head * p.group + head, u.s.q_first + query);
+#pragma unroll
+        for (int j = 0; j < KEY_COLUMNS; ++j) {
+            int c = x + 16 * j;
+            if (c < D_KEY) dq[c] = from_f32<E>(p.scale * inverse * (rows.by_sums[i][j] - delta * rows.by_z[i][j]));
+        }
+        if (x == 0) {
+            i64 at = unit_queries(p, u, head) + query;
+            p.shift[at] = rows.level[i];
+            p.inverse[at] = inverse;
+            p.delta[at] = delta;
+        }
+    }
+}
