@@ -148,9 +148,17 @@ struct View {
     u16* data;
     i64 batch, head, token;
 };
-// One sequence of the batch: its keys in tiles and chunks (chunks + 1 places: what precedes each, and all), and where its
-// tokens lie in the tensors. `lead` of the keys are open tokens of the past, before those of the call's queries.
+// One sequence: its window (open tokens of the past, then the call's own) in tiles of keys and chunks of sums, and where
+// its tokens lie. Chunk c has tokens c * chunk_tokens on; there are chunks + 1 places: what precedes each, and all.
 struct Sequence {
-    i64 q_token, k_token;
-    int batch, keys, lead, tile, chunk, chunks, sinks, queries;
+    i64 q_batch, q_first, k_batch, k_first;  // in q and y; in k and v (of what was gathered, where there are open tokens)
+    i64 work, sink;                          // first places in per-token and per-sink arrays
+    i64 folded;                              // tokens of the sequence before the window
+    int tokens, lead, queries, tile;         // of the window, open ones among them; of the call; its first tile record
+    int chunk, chunks, summed;               // its first chunk; tokens that are summed
+    int sinks, sink_tile, sink_tiles;        // sinks, their tile records
+};
+struct Mark {
+    u64 count;
+    double lag, total;
 };

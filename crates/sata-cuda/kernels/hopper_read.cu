@@ -21,18 +21,25 @@ constexpr int THREADS = WARPGROUPS * 128 + 128;
 // Whether the dot products of all row tiles are on their way at once: they need registers.
 constexpr bool TOGETHER = ROW_TILES * (NA + 32) <= (HAS_G ? 92 : 108);
 
-struct Read {
+// What is found in denominators: the layout of generic_local.cu's.
+struct Tally {
+    u64 non_positive, non_finite, first;
+};
+struct ReadQueries {
     View q, y;
     const u16* far;
     const char* tiles;
     const Sequence* sequences;
-    const int2* items;       // sequence, first row (a multiple of QUERIES, counted as keys are)
-    u32* bad;                // [query heads]: denominators that are not positive and finite
-    const double* before;    // [kv head][sequence]: g that the initial sums are relative to
-    int tile_count, chunk_count, chunk_tokens, group, sequence_count, block, near_blocks, full;
-    int initial;
-    float exp2_scale;        // scale * log2(e)
-    float a[8];              // coefficients with the scale's powers
+    const int2* items;          // sequence, first row (a multiple of QUERIES, counted in the window)
+    const double* references;   // [kv head][chunk]
+    Tally* tally;
+    i64 most_queries;
+    int tile_count, chunk_count, chunk_tokens, group, first_head, heads;
+    int block, near_blocks;     // -1: nothing is near
+    int full, initial;          // full: all queries read all sums; initial: there may be sums before the first chunk
+    float exp2_scale;           // scale * log2(e)
+    int unused;
+    float a[8];                 // coefficients with the scale's powers
 };
 
 // The slabs of the sums in program order, each a stage of the ring; key tiles follow.
@@ -113,12 +120,15 @@ DEV void t_steps(float (&acc)[NA], const u32 (&xi)[8][2], const u32 (&u)[8][2], 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __grid_constant__ Read p) {
+static_assert(sizeof(ReadQueries) == READ_BYTES && sizeof(Sequence) == SEQUENCE_BYTES && BLOCKS == FEATURE_BLOCKS && TILE_BYTES == KEY_TILE_BYTES, "as in Rust");
+static_assert(QUERIES == BLOCK_QUERIES && STAGES * STAGE_BYTES + QUERIES * Q_WORDS * 4 + STAGES * 16 == READ_SHARED, "as in Rust");
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __grid_constant__ ReadQueries p) {
     extern __shared__ __align__(128) char shared[];
     const u32 base = smem(shared);
     u32* const q_words = (u32*)(shared + STAGES * STAGE_BYTES);
     const u32 bars = base + STAGES * STAGE_BYTES + QUERIES * Q_WORDS * 4;
-    const int head = blockIdx.y, kv = head / p.group;
+    const int head = p.first_head * p.group + blockIdx.y, kv = blockIdx.y / p.group;
     const int2 item = p.items[blockIdx.x];
     const Sequence seq = p.sequences[item.x];
     const int row0 = item.y;
@@ -134,16 +144,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     __syncthreads();
 
     // What this block reads: sums at the chunk where the first row's far past ends, then keys from there on.
-    const int rows_end = p.full ? 0 : min(row0 + QUERIES, seq.keys);
+    const int count = p.full ? seq.queries : seq.tokens;
+    const int lead = p.full ? 0 : seq.lead;
+    const int rows_end = min(row0 + QUERIES, count);
     const int near_start = p.near_blocks < 0 ? row0 : max(0, (row0 / p.block - p.near_blocks) * p.block);
-    const int chunk = p.full ? seq.chunks : near_start / p.chunk_tokens;
+    const int chunk = p.full ? seq.chunks : min(near_start, seq.summed) / p.chunk_tokens;
     const bool has_far = chunk > 0 || p.initial;
     const int first_tile = p.full ? 0 : chunk * (p.chunk_tokens / KEY_TILE);
-    const int sink_tiles = p.full ? 0 : min((seq.sinks + KEY_TILE - 1) / KEY_TILE, first_tile);
-    const int end_tile = (rows_end + KEY_TILE - 1) / KEY_TILE;
+    const int sink_tiles = p.full ? 0 : seq.sink_tiles;
+    const int end_tile = p.full ? 0 : (rows_end + KEY_TILE - 1) / KEY_TILE;
     const char* const tiles = p.tiles + ((i64)kv * p.tile_count + seq.tile) * TILE_BYTES;
+    const char* const sinks = p.tiles + ((i64)kv * p.tile_count + seq.sink_tile) * TILE_BYTES;
     const int far_chunk = seq.chunk + chunk;
-
 
     if (warp >= WARPGROUPS * 4) {
         role_copies<WARPGROUPS>();
@@ -173,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 steps(Q_SLABS, 4);
                 steps(L_SLABS, STEPS_L);
             }
-            for (int t = 0; t < sink_tiles; t++) send(tiles + (i64)t * TILE_BYTES, TILE_BYTES);
+            for (int t = 0; t < sink_tiles; t++) send(sinks + (i64)t * TILE_BYTES, TILE_BYTES);
             for (int t = first_tile; t < end_tile; t++) send(tiles + (i64)t * TILE_BYTES, TILE_BYTES);
         }
         return;
@@ -186,7 +198,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     Ring ring{base, bars, 0, 0};
     float acc[ROW_TILES][NA];
     auto tile_of = [&](int r) { return r % 2 == 0 ? wg + r * WARPGROUPS : (r + 1) * WARPGROUPS - 1 - wg; };
-    const int count = p.full ? seq.queries : seq.keys;
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) {
         const int tile = tile_of(r);
@@ -194,8 +205,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         for (int e = threadIdx.x & 127; e < 64 * NB; e += 128) {
             const int row = e / NB, c = e % NB, t = row0 + tile * 64 + row;
             uint4 v = make_uint4(0, 0, 0, 0);
-            if (t >= seq.lead && t < count)
-                v = *(const uint4*)(p.q.data + seq.batch * p.q.batch + head * p.q.head + (seq.q_token + t - seq.lead) * p.q.token + 8 * c);
+            if (t >= lead && t < count)
+                v = *(const uint4*)(p.q.data + seq.q_batch * p.q.batch + head * p.q.head + (seq.q_first + t - lead) * p.q.token + 8 * c);
             *(uint4*)(words + row * Q_WORDS + 4 * c) = v;
         }
 #pragma unroll
@@ -324,13 +335,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     double fade[ROW_TILES][2];
     if constexpr (HAS_G) {
         if (!p.full) {
-            const double before = chunk > 0 ? *(const double*)(tiles + (i64)(first_tile - 1) * TILE_BYTES + META_END)
-                                            : p.before[kv * p.sequence_count + item.x];
+            const double before = p.references[(i64)kv * p.chunk_count + far_chunk];
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    const int t = min(row0 + tile_of(r) * 64 + g + 8 * h, seq.keys - 1);
+                    const int t = min(row0 + tile_of(r) * 64 + g + 8 * h, seq.tokens - 1);
                     const char* record = tiles + (i64)(t / KEY_TILE) * TILE_BYTES;
                     fade[r][h] = *(const double*)(record + META_END) - (double)(((const float*)(record + META))[t % KEY_TILE] * (1.f / LOG2E));
                     const float f = exp2_fast((float)(fade[r][h] - before) * LOG2E);
@@ -373,8 +383,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     // Dot products to weights.
     auto weigh = [&](float (&x)[32], const double (&fade)[2], int r, int n, u32 at) {
         const bool sink_pass = n < sink_tiles;
-        const int tile = sink_pass ? n : first_tile + n - sink_tiles;
-        const int rows = row0 + tile_of(r) * 64, key0 = tile * KEY_TILE;
+        const int rows = row0 + tile_of(r) * 64;
+        // Of a sink, its place counted in the window.
+        const int key0 = sink_pass ? n * KEY_TILE - (int)min(seq.folded, (i64)1 << 30) : (first_tile + n - sink_tiles) * KEY_TILE;
         float row_fade[2] = {1.f, 1.f}, end_fade[2] = {0.f, 0.f};
         const float* const fall = (const float*)(shared + (at - base) + META);
         if constexpr (HAS_G) {
@@ -385,7 +396,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 row_fade[h] = exp2_fast(fminf(end_fade[h], 0.f));
             }
         }
-        if (key0 + KEY_TILE <= min(rows, near_from[r]) && key0 >= seq.sinks) {
+        if (!sink_pass && key0 + KEY_TILE <= min(rows, near_from[r])) {
             // All far, all before the rows.
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -398,22 +409,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 }
             }
         } else {
-            const bool diagonal = key0 + KEY_TILE > rows;
+            const bool diagonal = sink_pass || key0 + KEY_TILE > rows;
             int start[2] = {1 << 30, 1 << 30};
             if (p.near_blocks >= 0) {
 #pragma unroll
                 for (int h = 0; h < 2; h++) start[h] = max(0, ((rows + g + 8 * h) / p.block - p.near_blocks) * p.block);
             }
-            if (sink_pass) start[0] = start[1] = 0;
-            const int end = sink_pass ? seq.sinks : 1 << 30;
+            if (sink_pass) start[0] = start[1] = -(1 << 30);
 #pragma unroll
             for (int j = 0; j < 8; j++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const int key = 8 * j + 2 * m + (e & 1), s = key0 + key, h = e >> 1;
-                    float w = s >= start[h] || s < seq.sinks ? exp2_fast(x[4 * j + e] * p.exp2_scale) : polynomial(x[4 * j + e]);
+                    float w = s >= start[h] ? exp2_fast(x[4 * j + e] * p.exp2_scale) : polynomial(x[4 * j + e]);
                     if constexpr (HAS_G) w *= diagonal ? exp2_fast(fminf(end_fade[h] + fall[key], 0.f)) : row_fade[h] * fall[KEY_TILE + key];
-                    x[4 * j + e] = s > rows + g + 8 * h || s >= end ? 0.f : w;
+                    x[4 * j + e] = s > rows + g + 8 * h ? 0.f : w;
                 }
         }
     };
@@ -488,7 +498,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     for (int r = 0; r < ROW_TILES; r++) mma_touch(acc[r]);
 
     // One division.
-    u32 bad = 0;
+    u32 non_positive = 0, non_finite = 0;
+    u64 first = 0;  // the complement of the least place
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
@@ -496,10 +507,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             constexpr int ONES = D_VALUE / 8, PLACE = D_VALUE % 8;
             const float sum = __shfl_sync(~0u, acc[r][4 * ONES + 2 * h + PLACE % 2], (lane & ~3) | PLACE / 2);
             const int t = row0 + tile_of(r) * 64 + g + 8 * h;
-            if (t < seq.lead || t >= count) continue;
-            if (m == 0 && !(sum > 0.f && sum < INFINITY)) bad++;
+            if (t < lead || t >= count) continue;
+            if (m == 0 && !(sum > 0.f && sum < __int_as_float(0x7f800000))) {
+                const u64 place = ((u64)item.x * p.heads + head) * p.most_queries + (t - lead);
+                if (~place > first) first = ~place;
+                if (sum * 0.f == 0.f) non_positive++;
+                else non_finite++;
+            }
             const float inverse = 1.f / sum;
-            u16* const y = p.y.data + seq.batch * p.y.batch + head * p.y.head + (seq.q_token + t - seq.lead) * p.y.token;
+            u16* const y = p.y.data + seq.q_batch * p.y.batch + head * p.y.head + (seq.q_first + t - lead) * p.y.token;
 #pragma unroll
             for (int j = 0; j < NA / 4; j++) {
                 const int col = 8 * j + 2 * m;
@@ -512,6 +528,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 }
             }
         }
-    bad = __reduce_add_sync(~0u, bad);
-    if (lane == 0 && bad) atomicAdd(p.bad + head, bad);
+    if (first) {
+        if (non_positive) atomicAdd(&p.tally->non_positive, (u64)non_positive);
+        if (non_finite) atomicAdd(&p.tally->non_finite, (u64)non_finite);
+        atomicMax(&p.tally->first, first);
+    }
 }

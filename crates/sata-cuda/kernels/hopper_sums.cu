@@ -9,19 +9,10 @@
 #include "hopper.cuh"
 #include "hopper_mma.cuh"
 
-#ifndef SDEPTH
-#define SDEPTH 1
-#endif
-#ifndef TILES_
-#define TILES_ (D_KEY == 8 ? 6 : NA <= 12 ? 9 : NA <= 20 ? 6 : 3)
-#endif
-constexpr int TILES = TILES_;  // accumulators: TILES * NA registers
-#ifndef GT
-#define GT (TILES % 3 == 0 ? 3 : 1)
-#endif
-constexpr int GROUP_TILES = GT;  // multiplied at once
-constexpr int PAIRS = 2 * TILES;                          // feature blocks of a warp
-constexpr int GROUPS = 36 / PAIRS;                        // parts of a T
+constexpr int TILES = SUM_TILES;             // accumulators: TILES * NA registers
+constexpr int GROUP_TILES = SUM_GROUP;       // multiplied at once
+constexpr int PAIRS = 2 * TILES;             // feature blocks of a warp
+constexpr int GROUPS = 36 / PAIRS;           // parts of a T
 constexpr int THREADS = WARPGROUPS * 128 + 128;
 constexpr int STAGE_BYTES = (SUM_TILE_BYTES + 127) & ~127;
 
@@ -40,13 +31,17 @@ constexpr int REST_ITEMS = ((BLOCKS - REST_BASE) / 8 + TILES - 1) / TILES;
 constexpr int ITEMS = T_ITEMS + R_ITEMS + REST_ITEMS;
 static_assert(NB != 1 || REST_ITEMS <= 1, "all features of 8 elements fit one item");
 
-struct Sums {
+constexpr int GRID = (ITEMS + WARPGROUPS - 1) / WARPGROUPS;  // blocks of threads for a chunk
+
+struct SumChunks {
     const char* tiles;
     float* sums;
     const Sequence* sequences;
     const int2* items;  // sequence, chunk
     int tile_count, chunk_count, chunk_tokens, unused;
 };
+static_assert(sizeof(SumChunks) == SUMS_BYTES && BLOCKS == FEATURE_BLOCKS && SUM_TILE_BYTES == TOKEN_TILE_BYTES, "as in Rust");
+static_assert(GRID == CHUNK_BLOCKS && STAGES * STAGE_BYTES + STAGES * 16 == SUMS_SHARED, "as in Rust");
 
 // The ring of token tiles as one warpgroup sees it.
 struct Stream {
@@ -229,22 +224,25 @@ DEV void rest_item(Stream stream, int first, float* sums) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
     float acc[TILES][NA];
     clear(acc);
-    u32 rows[TILES][2];  // prefix and last, 16 bits each
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const Rest rest = rest_of(first + 8 * t + 2 * warp + h);
-            rows[t][h] = (rest.prefix + (lane & 3) * 8) | (rest.last + rest.stride * (lane >> 2) + (lane & 3) * 8) << 16;
-        }
+    // Where each tile's rows lie, prefix and last, 16 bits each: in shared memory, for want of registers.
+    __shared__ u32 rows[WARPGROUPS][TILES][4][2];
+    u32(&mine)[TILES][4][2] = rows[(threadIdx.x >> 7)];
+    if (lane < 2 * TILES) {
+        const Rest rest = rest_of(first + 8 * (lane >> 1) + 2 * warp + (lane & 1));
+        mine[lane >> 1][warp][lane & 1] = rest.prefix | rest.last << 16 | rest.stride >> 5;
+    }
+    __syncwarp();
+    const u32 place = smem(&mine[0][warp][0]), column = (lane & 3) * 8, row = (lane >> 2) * 32;
 #pragma unroll 1
     for (int tile = 0; tile < stream.tiles; tile++) {
         const u32 at = stream.acquire();
         stream_slabs<1>(acc, at, [](int) {}, [&](int slab, int t) {
-            const u32 keys = at + slab * SLAB_BYTES, low = rows[t][0], high = rows[t][1];
+            const u32 keys = at + slab * SLAB_BYTES + column;
+            const uint2 where = pair_of(place + t * 32);
+            auto product = [&](u32 w) { return mul(pair_of(keys + (w & 0xffe0)), pair_of(keys + (w >> 16) + (w & 1) * row)); };
             Steps<1> steps;
-            steps.low[0] = mul(pair_of(keys + (low & 0xffff)), pair_of(keys + (low >> 16)));
-            steps.high[0] = mul(pair_of(keys + (high & 0xffff)), pair_of(keys + (high >> 16)));
+            steps.low[0] = product(where.x);
+            steps.high[0] = product(where.y);
             return steps;
         });
         stream.release();
@@ -314,11 +312,11 @@ template <int GROUP> DEV void t_group(int group, Stream stream, int a, int c, bo
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __grid_constant__ Sums p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __grid_constant__ SumChunks p) {
     extern __shared__ __align__(128) char shared[];
     const u32 base = smem(shared), bars = base + STAGES * STAGE_BYTES;
-    const int kv = blockIdx.z, warp = threadIdx.x >> 5;
-    const int2 where = p.items[blockIdx.y];
+    const int kv = blockIdx.y, warp = threadIdx.x >> 5;
+    const int2 where = p.items[blockIdx.x / GRID];
     const Sequence seq = p.sequences[where.x];
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
@@ -329,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
     }
     __syncthreads();
     const int first = where.y * p.chunk_tokens / KEY_TILE;
-    const int tiles = (min(seq.keys, (where.y + 1) * p.chunk_tokens) + KEY_TILE - 1) / KEY_TILE - first;
+    const int tiles = (min(seq.summed, (where.y + 1) * p.chunk_tokens) + KEY_TILE - 1) / KEY_TILE - first;
 
     if (warp >= WARPGROUPS * 4) {
         role_copies<WARPGROUPS>();
@@ -352,7 +350,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
     role_multiplies<WARPGROUPS>();
     Stream stream{base, bars, tiles, 0, 0};
     float* const sums = p.sums + ((i64)kv * p.chunk_count + seq.chunk + where.y) * (i64)(BLOCKS * 8 * NP);
-    int item = blockIdx.x * WARPGROUPS + (warp >> 2);
+    int item = blockIdx.x % GRID * WARPGROUPS + (warp >> 2);
     if constexpr (NB == 1) {
 
         if (item == 0) {

@@ -4,6 +4,7 @@ use sata::{Decay, Diagnostics, Error as CallError};
 
 use crate::call::Shape;
 use crate::generic::{self, Tally};
+use crate::hopper;
 use crate::problem::{Fading, Past, Problem, Stretch};
 use crate::{Buffer, Call, Element, Error, Plan, State, SumsType, ViewMut};
 
@@ -105,8 +106,11 @@ impl Plan {
         };
         let tally = Buffer::zeroed(self.device(), 1)?;
         let pending = pending(&problem, shape, strict, tally);
-        // Another back end comes here: `if hopper::serves(&problem) { hopper::run(…) } else`.
-        generic::run(self, &problem, self.wish(), &pending.tally)?;
+        if self.wish().matrix && hopper::serves(&problem) {
+            hopper::run(self, &problem, self.wish(), &pending.tally)?;
+        } else {
+            generic::run(self, &problem, self.wish(), &pending.tally)?;
+        }
         Ok(pending)
     }
 

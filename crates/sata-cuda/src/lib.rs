@@ -19,6 +19,7 @@ mod device;
 mod error;
 mod forward;
 mod generic;
+mod hopper;
 pub mod nvrtc;
 #[cfg(all(feature = "emulator", unix))]
 pub mod offline;

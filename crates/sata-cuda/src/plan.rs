@@ -60,6 +60,13 @@ impl Plan {
         self
     }
 
+    /// The same plan, computed by the kernels that serve every type and GPU, in f32: slower than
+    /// matrix units, and with more digits.
+    pub fn without_matrix_units(mut self) -> Self {
+        self.wish.matrix = false;
+        self
+    }
+
     /// What was asked for of how calls are computed.
     pub(crate) fn wish(&self) -> Wish {
         self.wish

@@ -1,0 +1,158 @@
+//! How a call is cut into tiles and chunks, and which heads are worked on at once.
+
+use std::ops::Range;
+
+use sata::{Form, Near};
+
+use super::params::{Item, Sequence};
+use super::units::{KEY_TILE, Shape};
+use crate::generic::Wish;
+use crate::problem::Problem;
+use crate::window;
+
+/// Work arrays have about this many bytes at most, unless one head needs more.
+const WORK_BYTES: usize = 4 << 30;
+
+// Measured on an H100, by which chunks are chosen: seconds to weigh one key for one query; bytes a
+// second of the scan; FLOP/s of sums and reading, padding counted.
+const PAIR: f64 = 0.28e-12;
+const BYTES: f64 = 2.8e12;
+const FLOPS: f64 = 450e12;
+
+/// One call's cuts.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    pub sequences: Vec<Sequence>,
+    /// Tokens of a chunk, a multiple of a tile's.
+    pub chunk_tokens: usize,
+    /// Records and chunk places of one key/value head.
+    pub tiles: usize,
+    pub chunks: usize,
+    pub tile_items: Vec<Item>,
+    pub chunk_items: Vec<Item>,
+    /// Blocks of queries, those with the most keys first.
+    pub row_items: Vec<Item>,
+    /// Heads that are worked on at once.
+    pub batches: Vec<Range<usize>>,
+}
+
+/// Tokens of a chunk for windows of up to `longest` tokens: as many as make sums and direct weighing
+/// cost the least together; more than there are where sums do not pay.
+fn chunk(shape: &Shape, group: usize, longest: usize, wish: Wish) -> usize {
+    let elements = shape.sizes.elements() as f64;
+    // Written, read, written as bf16, read again.
+    let touch = elements * 12.0 / BYTES;
+    let pair = PAIR * group as f64;
+    let best = (2.0 * touch / pair).sqrt();
+    let sums = 2.0 * elements * (1.0 + group as f64) / FLOPS + touch / best + pair * best / 2.0;
+    let all = pair * longest as f64 / 2.0;
+    let chunk = match (wish.chunk, wish.form) {
+        (_, Some(Form::Direct)) => usize::MAX / 2,
+        (Some(chunk), _) => chunk,
+        (None, Some(Form::State)) => best as usize,
+        (None, None) if all <= sums => usize::MAX / 2,
+        (None, None) => best as usize,
+    };
+    let chunk = chunk.min(longest).next_multiple_of(KEY_TILE).max(KEY_TILE);
+    if chunk >= longest { longest.next_multiple_of(KEY_TILE).max(KEY_TILE) } else { chunk }
+}
+
+impl Schedule {
+    pub(super) fn new(
+        problem: &Problem<'_>,
+        shape: &Shape,
+        windows: &[window::Sequence],
+        wish: Wish,
+        gathered: bool,
+    ) -> Self {
+        let longest = windows.iter().map(|w| w.tokens as usize).max().unwrap_or(0);
+        let chunk_tokens = chunk(shape, problem.group, longest, wish);
+        let keep = problem.past.is_some();
+        let mut all = Schedule {
+            sequences: vec![],
+            chunk_tokens,
+            tiles: 0,
+            chunks: 0,
+            tile_items: vec![],
+            chunk_items: vec![],
+            row_items: vec![],
+            batches: vec![],
+        };
+        for (i, w) in windows.iter().enumerate() {
+            all.push(problem, shape, i as i32, w, keep, gathered);
+        }
+        // Long blocks of work first, so that the last to end are short.
+        all.row_items.sort_by_key(|item| std::cmp::Reverse(item.place));
+        let one = all.tiles * (shape.tile_bytes() + shape.sum_tile_bytes())
+            + all.chunks * shape.sizes.elements() * 6
+            + windows.len() * shape.sizes.elements() * 4;
+        let most = wish.work_bytes.unwrap_or(WORK_BYTES);
+        let at_once = (most / one.max(1)).clamp(1, problem.kv_heads);
+        let heads = problem.kv_heads;
+        all.batches = (0..heads).step_by(at_once).map(|h| h..(h + at_once).min(heads)).collect();
+        all
+    }
+
+    fn push(
+        &mut self,
+        problem: &Problem<'_>,
+        shape: &Shape,
+        index: i32,
+        w: &window::Sequence,
+        keep: bool,
+        gathered: bool,
+    ) {
+        let tokens = w.tokens as usize;
+        let summed = if keep {
+            w.settled as usize
+        } else if problem.causal {
+            // What the last queries read.
+            let last = tokens.saturating_sub(1) / shape.queries() * shape.queries();
+            let block = problem.spec.block();
+            let far = match problem.spec.near() {
+                Near::None => last,
+                Near::Blocks(n) => (last / block).saturating_sub(n) * block,
+            };
+            far / self.chunk_tokens * self.chunk_tokens
+        } else {
+            tokens
+        };
+        let chunks = summed.div_ceil(self.chunk_tokens);
+        let tiles = tokens.div_ceil(KEY_TILE);
+        let sink_tiles = (w.sinks as usize).div_ceil(KEY_TILE);
+        self.sequences.push(Sequence {
+            q_batch: w.q_batch,
+            q_first: w.q_first,
+            k_batch: if gathered { 0 } else { w.k_batch },
+            k_first: if gathered { w.work } else { w.k_first },
+            work: w.work,
+            sink: w.sink,
+            folded: w.folded,
+            tokens: tokens as i32,
+            lead: w.open as i32,
+            queries: w.queries as i32,
+            tile: self.tiles as i32,
+            chunk: self.chunks as i32,
+            chunks: chunks as i32,
+            summed: summed as i32,
+            sinks: w.sinks as i32,
+            sink_tile: (self.tiles + tiles) as i32,
+            sink_tiles: sink_tiles as i32,
+        });
+        let item = |place: usize| Item { sequence: index, place: place as i32 };
+        self.tile_items.extend((0..tiles).map(item));
+        self.tile_items
+            .extend((0..sink_tiles).map(|t| Item { sequence: index, place: -1 - t as i32 }));
+        self.chunk_items.extend((0..chunks).map(item));
+        let (first, end) = if problem.causal {
+            (w.open as usize / shape.queries() * shape.queries(), tokens)
+        } else {
+            (0, w.queries as usize)
+        };
+        if w.queries > 0 {
+            self.row_items.extend((first..end).step_by(shape.queries()).map(item));
+        }
+        self.tiles += tiles + sink_tiles;
+        self.chunks += chunks + 1;
+    }
+}

@@ -1,0 +1,215 @@
+//! The kernels for Hopper's matrix units against the oracle: on a GPU that has them; elsewhere these
+//! tests have nothing to run on, and say so.
+
+#[path = "../../sata/tests/common/mod.rs"]
+mod common;
+mod gpu;
+
+use common::truth::truth;
+use common::{Fade, Inputs, Sizes, f64s, rng};
+use gpu::{OnDevice, blank, feed, run};
+use half::bf16;
+use sata::{Decay, Form, Near, Series, Spec, SpecBuilder};
+use sata_cuda::{Device, Error, Plan, State};
+
+fn hopper() -> Option<Device> {
+    match Device::new(0) {
+        Ok(device) if device.properties().capability == (9, 0) => Some(device),
+        Ok(_) | Err(Error::NoDriver { .. } | Error::NoDevice { .. }) => {
+            eprintln!("no Hopper GPU here: nothing was run");
+            None
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// ‖y − truth‖ / ‖truth‖ over all rows, each error over what its denominator magnifies it by.
+fn error(y: &[bf16], truth: &common::truth::Truth) -> f64 {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (row, (got, want)) in
+        f64s(y).chunks(truth.d_value).zip(truth.y.chunks(truth.d_value)).enumerate()
+    {
+        for (got, want) in got.iter().zip(want) {
+            if want.is_nan() {
+                assert!(got.is_nan(), "row {row} sees no key, but got {got}");
+                continue;
+            }
+            assert!(got.is_finite(), "row {row}: got {got}, want {want}");
+            error += ((got - want) / truth.magnified[row].max(1.0)).powi(2);
+            norm += want * want;
+        }
+    }
+    (error / norm).sqrt()
+}
+
+/// What bf16 inputs, features and outputs leave.
+const ALLOWED: f64 = 6e-3;
+
+fn check(
+    device: &Device,
+    spec: SpecBuilder,
+    inputs: &Inputs<bf16>,
+    fade: &Fade,
+    causal: bool,
+    chunk: usize,
+) {
+    let spec = spec.decay(fade.decay()).build().unwrap();
+    let truth = truth(&spec, inputs, fade, causal);
+    for form in [Form::State, Form::Direct] {
+        if form == Form::Direct && !causal {
+            continue;
+        }
+        let plan = Plan::new(device, &spec).unwrap().with_form(form).with_chunk(chunk);
+        let (y, _) = run(&plan, inputs, fade, causal);
+        let error = error(&y, &truth);
+        let what = format!("{spec:?} {:?} causal={causal} {form:?} chunk={chunk}", inputs.sizes);
+        eprintln!("{error:.2e} {what}");
+        assert!(error < ALLOWED, "{error:e}: {what}");
+        let (again, _) = run(&plan, inputs, fade, causal);
+        let bits = |y: &[bf16]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&y) == bits(&again), "two runs differ: {what}");
+    }
+}
+
+fn sizes(tokens: usize, d: usize) -> Sizes {
+    Sizes { kv_heads: 2, ..Sizes::self_attention(tokens, d, d) }
+}
+
+#[test]
+fn head_sizes_and_terms() {
+    let Some(device) = hopper() else { return };
+    let mut rng = rng();
+    for d in [8, 16, 24, 32, 40, 64] {
+        for terms in [1, 2, 3, 4] {
+            let inputs = Inputs::<bf16>::new(&mut rng, sizes(500, d)).gain(0.5);
+            for causal in [true, false] {
+                let spec = Spec::new(d, d).terms(terms);
+                check(&device, spec, &inputs, &Fade::None, causal, 128);
+            }
+        }
+    }
+    for (d_key, d_value) in [(16, 5), (16, 40), (32, 7), (64, 71), (8, 17)] {
+        let s = Sizes { d_value, ..sizes(500, d_key) };
+        let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+        let spec = Spec::new(d_key, d_value).terms(3);
+        check(&device, spec, &inputs, &Fade::None, true, 128);
+    }
+}
+
+#[test]
+fn lengths_around_tiles_rows_and_chunks() {
+    let Some(device) = hopper() else { return };
+    let mut rng = rng();
+    for tokens in [64, 65, 127, 128, 129, 383, 384, 385, 447, 448, 449, 768, 769, 1000] {
+        for near in [Near::None, Near::Blocks(1)] {
+            let inputs = Inputs::<bf16>::new(&mut rng, sizes(tokens, 16));
+            let spec = Spec::new(16, 16).terms(3).near(near);
+            check(&device, spec, &inputs, &Fade::None, true, 192);
+        }
+    }
+}
+
+#[test]
+fn orders_near_sinks_decay_masks_groups() {
+    let Some(device) = hopper() else { return };
+    let mut rng = rng();
+    let fixed = |a: &[f64]| Series::Fixed { coefficients: a.to_vec() };
+    for decay in [Decay::None, Decay::Slopes, Decay::Gates] {
+        for (series, near, block, sinks) in [
+            (Series::Taylor, Near::None, 64, 0),
+            (Series::Taylor, Near::Blocks(0), 64, 0),
+            (Series::Taylor, Near::Blocks(1), 64, 4),
+            (Series::Taylor, Near::Blocks(2), 48, 70),
+            (Series::power(2), Near::Blocks(1), 100, 1),
+            (Series::Power { exponent: 2, floor: 0.0 }, Near::None, 64, 0),
+            (fixed(&[0.5, 0.0, 0.3]), Near::Blocks(1), 32, 0),
+        ] {
+            let s = Sizes { batch: 2, group: 3, ..sizes(700, 32) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s).masked(&mut rng);
+            let fade = Fade::new(&mut rng, decay, s);
+            let mut spec = Spec::new(32, 32).series(series.clone());
+            if series == Series::Taylor {
+                spec = spec.terms(3);
+            }
+            let spec = spec.near(near).block(block).sinks(sinks);
+            check(&device, spec, &inputs, &fade, true, 128);
+        }
+    }
+}
+
+#[test]
+fn any_split_with_a_state_is_one_call() {
+    let Some(device) = hopper() else { return };
+    let mut rng = rng();
+    for decay in [Decay::None, Decay::Gates] {
+        for (near, sinks, block) in
+            [(Near::None, 0, 64), (Near::Blocks(1), 5, 64), (Near::Blocks(1), 0, 80)]
+        {
+            let s = Sizes { batch: 2, ..sizes(900, 16) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s);
+            let fade = Fade::new(&mut rng, decay, s);
+            let spec = Spec::new(16, 16).terms(3).near(near).sinks(sinks).block(block);
+            let spec = spec.decay(decay).build().unwrap();
+            let truth = truth(&spec, &inputs, &fade, true);
+            let plan = Plan::new(&device, &spec).unwrap().with_form(Form::State).with_chunk(128);
+            let there = OnDevice::new(&device, &inputs, &fade);
+            for cuts in [vec![0, 900], vec![0, 100, 300, 900], vec![0, 64, 65, 400, 411, 900]] {
+                let mut state = State::new(&plan, s.batch, s.kv_heads).unwrap();
+                let mut y = blank::<bf16>(&device, s);
+                for cut in cuts.windows(2) {
+                    feed(&plan, &mut state, &there, cut[0]..cut[1], &mut y);
+                }
+                let error = error(&y.to_vec().unwrap(), &truth);
+                eprintln!("{error:.2e} {spec:?} {cuts:?}");
+                assert!(error < ALLOWED, "{error:e}: {spec:?} {cuts:?}");
+                assert_eq!(state.position(0).unwrap(), 900);
+            }
+        }
+    }
+}
+
+#[test]
+fn large_logits_near_do_not_overflow() {
+    let Some(device) = hopper() else { return };
+    let mut rng = rng();
+    // Logits of about ±80.
+    let inputs = Inputs::<bf16>::new(&mut rng, sizes(300, 32)).gain(20.0);
+    let spec = Spec::new(32, 32).terms(3).near(Near::Blocks(4));
+    check(&device, spec, &inputs, &Fade::None, true, 128);
+}
+
+/// Without a GPU, where there is a compiler for one: calls of bf16 choose these kernels, and they
+/// compile, without spilling registers.
+#[test]
+fn calls_compile_for_hopper_without_spills() {
+    let target = match sata_cuda::offline::Target::h100() {
+        Ok(target) => target,
+        Err(Error::NoCompiler { .. }) => {
+            eprintln!("no compiler of device code here: nothing was compiled");
+            return;
+        }
+        Err(other) => panic!("{other}"),
+    };
+    let device = target.device();
+    let mut rng = rng();
+    for d in [8, 16, 32, 64] {
+        for decay in [Decay::None, Decay::Gates] {
+            let inputs = Inputs::<bf16>::new(&mut rng, sizes(200, d));
+            let fade = Fade::new(&mut rng, decay, inputs.sizes);
+            let spec = Spec::new(d, d).terms(4).near(Near::Blocks(1)).decay(decay).build().unwrap();
+            let plan = Plan::new(&device, &spec).unwrap().with_form(Form::State).with_chunk(64);
+            run(&plan, &inputs, &fade, true);
+        }
+    }
+    let compiled = target.compiled();
+    let of = |file: &str| compiled.iter().filter(|c| c.unit.file() == file).count();
+    for file in ["hopper_prepare.cu", "hopper_sums.cu", "hopper_scan.cu", "hopper_read.cu"] {
+        assert_eq!(of(file), 8, "{file}");
+    }
+    for compilation in &compiled {
+        for kernel in &compilation.kernels {
+            let title = compilation.unit.title();
+            assert_eq!(kernel.spill_stores, 0, "{}: {title}", kernel.name);
+        }
+    }
+}
