@@ -5,6 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{Device, Error, Kernel, Unit};
 
+/// Blocks of a launch in y and z at most.
+pub(crate) const MOST_BLOCKS: usize = 65_535;
+
 /// The kernels of one device that calls have used.
 #[derive(Debug)]
 pub(crate) struct Units {
@@ -28,4 +31,14 @@ impl Units {
         let kernel = self.device.kernel(unit, name)?;
         Ok(loaded().entry(key).or_insert(kernel).clone())
     }
+}
+
+/// Blocks of a launch, or an error where there would be too many.
+pub(crate) fn grid(blocks: [usize; 3]) -> Result<[u32; 3], Error> {
+    let [x, y, z] = blocks;
+    if x > i32::MAX as usize || y > MOST_BLOCKS || z > MOST_BLOCKS {
+        let what = format!("a call of {x} × {y} × {z} blocks");
+        return Err(Error::Unsupported { what });
+    }
+    Ok([x as u32, y as u32, z as u32])
 }

@@ -3,7 +3,7 @@
 //! Shared by the back ends.
 
 use crate::problem::{Fading, Past, Problem};
-use crate::units::Units;
+use crate::units::{MOST_BLOCKS, Units, grid};
 use crate::{Buffer, Error, Launch, Plain, RawView, Unit, unit};
 
 /// `Sequence` of `generic.cuh`: one sequence of a call, whose *window* is its open tokens and then
@@ -170,7 +170,8 @@ struct Reach {
 /// Elements, or tokens, of a block of `gather.cu` and of `reach`.
 const ELEMENTS: usize = 1024;
 const REACH_TOKENS: usize = 256;
-const MOST_BLOCKS: usize = 1 << 16;
+/// Tokens of a window at most, which kernels count in 31 bits.
+const MOST_TOKENS: usize = i32::MAX as usize;
 
 fn decay_unit() -> Unit {
     unit!("decay.cu").size_of::<Decay>("DECAY_BYTES").size_of::<Living>("LIVING_BYTES")
@@ -186,15 +187,6 @@ fn settle_unit(element: &'static str) -> Unit {
         .size_of::<Settle>("SETTLE_BYTES")
         .size_of::<Reach>("REACH_BYTES")
         .size_of::<SinkPlaces>("SINK_PLACES_BYTES")
-}
-
-/// Every unit of this part, for a type of inputs.
-pub(crate) fn units(element: &'static str) -> Vec<Unit> {
-    let mut units = vec![decay_unit(), gather_unit(element, "f32"), settle_unit(element)];
-    if element != "f32" {
-        units.push(gather_unit(element, element));
-    }
-    units
 }
 
 /// The sequences of a problem, without pieces: work arrays hold their windows side by side.
@@ -252,8 +244,6 @@ pub(crate) struct Windows {
     pub sequences: Buffer<Sequence>,
     /// Tokens of all windows.
     pub works: usize,
-    /// Of the longest.
-    pub longest: usize,
     /// `[works]`: whether a token is there (not masked, and no sink), and how many tokens of its
     /// window there are up to the last before the next that is.
     pub live: Buffer<u8>,
@@ -287,8 +277,9 @@ pub(crate) fn address<T: Plain>(buffer: Option<&Buffer<T>>) -> u64 {
     buffer.map_or(0, Buffer::address)
 }
 
-fn blocks(count: usize) -> u32 {
-    count.clamp(1, MOST_BLOCKS) as u32
+/// One for each, or as many as there may be: kernels go on with the others.
+fn blocks(count: usize) -> usize {
+    count.clamp(1, MOST_BLOCKS)
 }
 
 impl Windows {
@@ -300,8 +291,11 @@ impl Windows {
         reach: bool,
     ) -> Result<Self, Error> {
         let device = problem.device;
+        if let Some(tokens) = host.iter().map(|s| s.tokens as usize).find(|&n| n > MOST_TOKENS) {
+            let what = format!("a call over {tokens} tokens, open ones included,");
+            return Err(Error::Unsupported { what });
+        }
         let works = host.iter().map(|s| s.tokens as usize).sum();
-        let longest = host.iter().map(|s| s.tokens as usize).max().unwrap_or(0);
         let heads = problem.kv_heads;
         let fades = problem.fades();
         let of_tokens = |wanted: bool| -> Result<Option<Buffer<f64>>, Error> {
@@ -310,7 +304,6 @@ impl Windows {
         let mut windows = Windows {
             sequences: Buffer::from_slice(device, &host)?,
             works,
-            longest,
             live: Buffer::uninit(device, works)?,
             last: Buffer::uninit(device, works)?,
             log: of_tokens(fades && problem.past.is_some())?,
@@ -365,7 +358,7 @@ impl Windows {
             kv_heads: problem.kv_heads as i32,
         };
         let kernel = units.kernel("living", &decay_unit())?;
-        let grid = [blocks(self.host.len()), 1 + u32::from(sinks.is_some()), 1];
+        let grid = grid([blocks(self.host.len()), 1 + usize::from(sinks.is_some()), 1])?;
         let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
         // SAFETY: `Living` is the kernel's own (its size is checked); arrays have `works` elements,
         // the state's and the mask's sizes are those of the checked call.
@@ -395,7 +388,7 @@ impl Windows {
             kv_heads: problem.kv_heads as i32,
         };
         let kernel = units.kernel("running", &decay_unit())?;
-        let grid = [blocks(self.host.len()), problem.kv_heads as u32, 1];
+        let grid = grid([blocks(self.host.len()), problem.kv_heads, 1])?;
         let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
         // SAFETY: `Decay` is the kernel's own; g and log have `works` elements per head, gates and
         // slopes are the checked call's.
@@ -455,7 +448,7 @@ impl Windows {
             padding: 0,
         };
         let kernel = units.kernel("sink_places", &settle_unit(element))?;
-        let grid = [self.host.len() as u32, problem.kv_heads as u32, 1];
+        let grid = grid([self.host.len(), problem.kv_heads, 1])?;
         let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
         // SAFETY: `SinkPlaces` is the kernel's own; arrays are those made for it.
         unsafe { kernel.launch_on(problem.device, launch, &p) }
@@ -479,7 +472,7 @@ impl Windows {
             };
             let element = problem.element;
             let kernel = units.kernel("reach", &settle_unit(element))?;
-            let grid = [(tiles * self.host.len()) as u32, problem.kv_heads as u32, 1];
+            let grid = grid([tiles * self.host.len(), problem.kv_heads, 1])?;
             let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
             // SAFETY: `Reach` is the kernel's own; k and mask are the checked call's.
             unsafe { kernel.launch_on(problem.device, launch, &p) }?;
@@ -505,7 +498,7 @@ impl Windows {
         }
         p.tiles = tiles as i32;
         let kernel = units.kernel(name, unit)?;
-        let grid = [(tiles * self.host.len()) as u32, problem.kv_heads as u32, 1];
+        let grid = grid([tiles * self.host.len(), problem.kv_heads, 1])?;
         let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
         // SAFETY: `Tokens` is the kernels' own; work arrays have `works · dim` elements per head, the
         // state's and the call's sizes have been checked.
@@ -630,7 +623,7 @@ impl Windows {
             padding: 0,
         };
         let kernel = units.kernel("settle", &settle_unit(element))?;
-        let grid = [self.host.len() as u32, problem.kv_heads as u32, 1];
+        let grid = grid([self.host.len(), problem.kv_heads, 1])?;
         let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
         // SAFETY: `Settle` is the kernel's own; the state's arrays have the sizes of the checked call.
         unsafe { kernel.launch_on(problem.device, launch, &p) }

@@ -213,7 +213,7 @@ fn long_windows() {
     let spec = Spec::new(2, 1).terms(3).decay(Decay::Gates).sinks(1).build().unwrap();
     let mut inputs = Inputs::<f32>::new(&mut rng, s);
     // None is there between the first few tokens and the second round.
-    inputs.mask = Some((0..s.keys).map(|t| t < 30 || t > 2100).collect());
+    inputs.mask = Some((0..s.keys).map(|t| !(30..=2100).contains(&t)).collect());
     let fade = Fade::gates(s, -1e-3);
     let truth = truth(&spec, &inputs, &fade, true);
     let plan = Plan::new(&device(), &spec).unwrap().with_form(Form::State).with_chunk(256);

@@ -197,6 +197,9 @@ fn full_reading_of_a_past() {
     }
 }
 
+/// What is packed of one sequence.
+type Of<'o> = &'o dyn Fn(&(Inputs<f32>, Fade)) -> Vec<f32>;
+
 /// Sequences of different lengths side by side, in three calls with a state.
 #[test]
 fn packed_sequences() {
@@ -235,7 +238,7 @@ fn packed_sequences() {
                 Some(*sum)
             }));
             // [heads][total][dim] of the parts.
-            let pack = |of: &dyn Fn(&(Inputs<f32>, Fade)) -> Vec<f32>, heads: usize, dim: usize| {
+            let pack = |of: Of<'_>, heads: usize, dim: usize| {
                 let mut out = vec![0.0f32; heads * total * dim];
                 for (i, one) in each.iter().enumerate() {
                     let (rows, n) = (of(one), all[i]);

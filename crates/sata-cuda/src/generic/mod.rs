@@ -17,7 +17,7 @@ use std::sync::Arc;
 use sata::Series;
 
 use crate::problem::Problem;
-use crate::units::Units;
+use crate::units::{MOST_BLOCKS, Units, grid};
 use crate::window::{Gathered, StateSums, Windows, address, marks, sequences};
 use crate::{Buffer, Error, Launch, Plan, RawView, Unit, unit};
 use params::{Local, Read, Scan, Sums};
@@ -28,8 +28,6 @@ use tiles::{LocalTiles, THREADS, Tiles};
 pub(crate) use params::Tally;
 pub(crate) use schedule::Wish;
 
-/// Blocks of a launch in y and z at most.
-const MOST_BLOCKS: usize = 65_535;
 /// Parts that the features of one block's queries are split into at most.
 const MOST_PARTS: usize = 32;
 /// What rounding leaves in sums of f32, as on the CPU.
@@ -393,14 +391,4 @@ struct FarRead {
     num: Buffer<f32>,
     den: Buffer<f32>,
     parts: usize,
-}
-
-/// Blocks of a launch, or an error where there would be too many.
-fn grid(blocks: [usize; 3]) -> Result<[u32; 3], Error> {
-    let [x, y, z] = blocks;
-    if x > i32::MAX as usize || y > MOST_BLOCKS || z > MOST_BLOCKS {
-        let what = format!("a call of {x} × {y} × {z} blocks");
-        return Err(Error::Unsupported { what });
-    }
-    Ok([x as u32, y as u32, z as u32])
 }
