@@ -20,6 +20,8 @@ typedef NUMBER E;
 // Indices of a monomial: those of low order begin with D_KEY, where a token's elements are followed by a 1.
 constexpr int ORDER = TERMS > 2 ? TERMS - 1 : 1;
 constexpr int D_MORE = D_KEY + 1;
+// A run of features with a common prefix: their first last index, how many, the prefix; and as many as make eights of bytes.
+constexpr int RUN = (ORDER + 1 + 3) / 4 * 4;
 // Stands for the level of what weighs nothing.
 constexpr f32 NOTHING = -1e30f;
 
@@ -41,12 +43,6 @@ struct Sequence {
 // Queries that read the same sums.
 struct Read {
     i64 first, end;
-};
-
-// A common prefix of features (its place in `prefixes`) and their last indices.
-struct Run {
-    u32 prefix;
-    u16 first, len;
 };
 
 struct Feature {
@@ -82,7 +78,7 @@ struct Backward {
     const Feature* features;  // [features, and more that are 0]
     const u16* prefixes;
     const f32* factors;       // multiplicity · a_p, likewise
-    const Run* runs;
+    const u16* runs;          // see RUN
     const i32* tile_runs;     // runs before each 32 features
 
     // The state that the call goes on from, or null: [rows]; its sums with what rounding took from them, or null; bf16
@@ -288,4 +284,19 @@ DEVICE f32 polynomial(const f32* a, f32 x, f32& slope) {
         y = fmaf(y, x, a[i]);
     }
     return y;
+}
+
+// Elements of `count` tokens, at most MOST, transposed: to[i · stride + t], zeros after the last. Four tokens a thread
+// at once, since their rows of `to`, 4 (mod 32) apart, then lie in different banks.
+template <int DIM, int MOST, int BY, class F>
+DEVICE void load_transposed(f32* to, int stride, int count, F element) {
+    for (int at = threadIdx.x; at < DIM * (MOST / 4); at += BY) {
+        int i = at % DIM, t = at / DIM * 4;
+        float4 x = make_float4(0, 0, 0, 0);
+        if (t < count) x.x = element(t, i);
+        if (t + 1 < count) x.y = element(t + 1, i);
+        if (t + 2 < count) x.z = element(t + 2, i);
+        if (t + 3 < count) x.w = element(t + 3, i);
+        store4(to + i * stride + t, x);
+    }
 }

@@ -35,10 +35,7 @@ DEVICE void absorb(const Backward& p, Tile& tile, f32 (&sums)[ROWS][4], const To
             tile.weights[t] = t < count ? tokens.weight(first + t) : 0;
             tile.x[D_KEY * X_STRIDE + t] = 1;
         }
-        for (int i = thread; i < STEP * D_KEY; i += THREADS) {
-            int t = i / D_KEY, c = i % D_KEY;
-            tile.x[c * X_STRIDE + t] = t < count ? tokens.element(first + t, c) : 0;
-        }
+        load_transposed<D_KEY, STEP, THREADS>(tile.x, X_STRIDE, count, [&](int t, int i) { return tokens.element(first + t, i); });
         __syncthreads();
         for (int i = thread; i < STEP * COLUMNS; i += THREADS) {
             int t = i / COLUMNS, c = column + i % COLUMNS;

@@ -39,7 +39,7 @@ struct Rows {
 
 // The queries that have been loaded weigh the keys from place `fold` on.
 template <bool SINKS>
-DEVICE void weigh(Shared& shared, Rows& rows, i64 fold) {
+DEVICE void weigh(Shared& shared, Rows& rows, i32 fold) {
     int x = threadIdx.x % 16, y = threadIdx.x / 16;
     const QueryTile& queries = shared.queries;
     const KeyTile& keys = shared.keys;
@@ -50,14 +50,15 @@ DEVICE void weigh(Shared& shared, Rows& rows, i64 fold) {
 #pragma unroll
     for (int j = 0; j < SIDE; ++j) {
         int t = x * SIDE + j;
-        i64 place = queries.place[t], limit = queries.limit[t];
+        i32 place = queries.place[t], limit = queries.limit[t];
+        float2 own = queries.own[t];
         f32 shift = queries.shift[t], inverse = queries.inverse[t], delta = queries.delta[t];
 #pragma unroll
         for (int i = 0; i < SIDE; ++i) {
             int s = y * SIDE + i;
             f32 weight = 0, slope = 0;
             if (keys.place[s] <= place && (SINKS || keys.place[s] >= fold)) {
-                f32 level = FADES ? f32(queries.own[t] - keys.g[s]) : 0;
+                f32 level = FADES ? difference(own, keys.g[s]) : 0;
                 if (SINKS || keys.place[s] >= limit) {
                     weight = slope = expf(level + logits[i][j] - shift) * inverse;
                 } else {
@@ -73,35 +74,18 @@ DEVICE void weigh(Shared& shared, Rows& rows, i64 fold) {
             slopes[i][j] = slope;
         }
     }
-#pragma unroll
-    for (int j = 0; j < SIDE; ++j) {
-        f32 a[SIDE], b[SIDE];
-#pragma unroll
-        for (int i = 0; i < SIDE; ++i) a[i] = weights[i][j], b[i] = slopes[i][j];
-        give(&shared.weights[(x * SIDE + j) * STRIDE + y * SIDE], a);
-        give(&shared.slopes[(x * SIDE + j) * STRIDE + y * SIDE], b);
-    }
+    put_weights(shared.weights, weights, x, y);
+    put_weights(shared.slopes, slopes, x, y);
     __syncthreads();
-#pragma unroll 4
-    for (int t = 0; t < TILE; ++t) {
-        f32 a[SIDE], b[SIDE];
-        take(&shared.weights[t * STRIDE + y * SIDE], a);
-        take(&shared.slopes[t * STRIDE + y * SIDE], b);
-#pragma unroll
-        for (int j = 0; j < VALUE_COLUMNS; ++j) {
-            int e = x + 16 * j;
-            f32 dy = D_VALUE % 16 == 0 || e < D_VALUE ? queries.dy[e * STRIDE + t] : 0;
-#pragma unroll
-            for (int i = 0; i < SIDE; ++i) rows.dv[i][j] = fmaf(a[i], dy, rows.dv[i][j]);
-        }
-#pragma unroll
-        for (int j = 0; j < KEY_COLUMNS; ++j) {
-            int c = x + 16 * j;
-            f32 q = D_KEY % 16 == 0 || c < D_KEY ? queries.x[c * STRIDE + t] : 0;
-#pragma unroll
-            for (int i = 0; i < SIDE; ++i) rows.dk[i][j] = fmaf(b[i], q, rows.dk[i][j]);
-        }
-    }
+    each_row(x, y, [&](int row, int at) {
+        f32 a[SIDE], b[SIDE], dy[VALUE_COLUMNS], q[KEY_COLUMNS];
+        take(&shared.weights[at], a);
+        elements<D_VALUE>(queries.dy, row, x, dy);
+        multiply_add(a, dy, rows.dv);
+        take(&shared.slopes[at], b);
+        elements<D_KEY>(queries.x, row, x, q);
+        multiply_add(b, q, rows.dk);
+    });
 }
 
 // Σ over the 16 threads that share a row.
@@ -111,7 +95,7 @@ DEVICE f32 row_sum(f32 x) {
     return x;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_keys(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -124,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_keys(const __g
     i64 end = min(first + TILE, to);
     int thread = threadIdx.x, x = thread % 16, y = thread / 16;
     for (int i = thread; i < TERMS; i += THREADS) shared.coefficients[i] = p.coefficients[i];
-    load_window(p, u, shared.keys, first, end);
+    load_window(p, u, shared.keys, first, end, first);
     Rows rows;
     rows.clear();
     // From the queries on that stand where the first key does.
@@ -138,9 +122,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_keys(const __g
         for (i64 head = 0; head < p.group; ++head) {
             for (i64 query = begin; query < read.end; query += TILE) {
                 __syncthreads();
-                load_queries(p, u, shared.queries, head, query, read.end, true);
+                load_queries(p, u, shared.queries, head, query, read.end, first, true);
                 __syncthreads();
-                weigh<false>(shared, rows, fold);
+                weigh<false>(shared, rows, place_from(fold, first));
             }
         }
     }
@@ -205,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_keys(const __g
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_sinks(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_sinks(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -213,7 +197,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_sinks(const __
     if (first >= sinks) return;
     int thread = threadIdx.x, x = thread % 16, y = thread / 16;
     for (int i = thread; i < TERMS; i += THREADS) shared.coefficients[i] = p.coefficients[i];
-    load_sinks(p, u, shared.keys, first, sinks);
+    i64 origin = place_of_sink(u, first);
+    load_sinks(p, u, shared.keys, first, sinks, origin);
     Rows rows;
     rows.clear();
     i64 tiles = (u.s.queries + TILE - 1) / TILE;
@@ -223,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_sinks(const __
         for (i64 query = from; query < to; query += TILE) {
             if (CAUSAL && place_of(u, min(query + TILE, to) - 1) < place_of_sink(u, first)) continue;
             __syncthreads();
-            load_queries(p, u, shared.queries, head, query, to, true);
+            load_queries(p, u, shared.queries, head, query, to, origin, true);
             __syncthreads();
             weigh<true>(shared, rows, 0);
         }

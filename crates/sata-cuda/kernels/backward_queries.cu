@@ -37,7 +37,7 @@ struct Rows {
 };
 
 // What sums gave the queries of a tile.
-DEVICE void take_far(const Backward& p, const Unit& u, const Shared& shared, Rows& rows, i64 head, i64 first, i64 fold) {
+DEVICE void take_far(const Backward& p, const Unit& u, Rows& rows, i64 head, i64 query, i64 first, i64 end, i64 fold) {
     int x = threadIdx.x % 16, y = threadIdx.x / 16;
     f64 mark, anchor;
     bool has_sums = mark_of(u, fold, mark);
@@ -48,13 +48,18 @@ DEVICE void take_far(const Backward& p, const Unit& u, const Shared& shared, Row
         rows.den[i] = rows.dot[i] = 0;
 #pragma unroll
         for (int c = 0; c < KEY_COLUMNS; ++c) rows.by_sums[i][c] = rows.by_z[i][c] = 0;
-        if (shared.queries.place[t] < 0 || !mark_of(u, shared.queries.limit[t], anchor)) continue;
+        if (query + t >= end) continue;
+        i64 place = place_of(u, query + t);
+        if (!mark_of(u, far_until(p, place), anchor)) continue;
         // All that is far is relative to the last that is far at first.
-        f32 level = FADES ? fmaxf(f32(shared.queries.own[t] - anchor), NOTHING) : 0;
+        f64 own = 0;
+        if (FADES) own_of(p, u, place, own);
+        f32 level = FADES ? fmaxf(f32(own - anchor), NOTHING) : 0;
         rows.level[i] = level;
         if (!has_sums) continue;
-        f32 factor = FADES ? expf(f32(shared.queries.own[t] - mark) - level) : 1.0f;
+        f32 factor = FADES ? expf(f32(own - mark) - level) : 1.0f;
         constexpr int FAR_ROWS = 2 * D_KEY + 2;
+#pragma unroll 1
         for (i64 split = 0; split < p.splits; ++split) {
             const f32* far = far_of(p, split, blockIdx.z, head, blockIdx.y, FAR_ROWS) + first + t;
 #pragma unroll
@@ -85,14 +90,14 @@ DEVICE void weigh(Shared& shared, Rows& rows) {
 #pragma unroll
     for (int i = 0; i < SIDE; ++i) {
         int t = y * SIDE + i;
-        i64 place = queries.place[t], limit = queries.limit[t];
-        f64 own = queries.own[t];
+        i32 place = queries.place[t], limit = queries.limit[t];
+        float2 own = queries.own[t];
         f32 highest = rows.level[i];
 #pragma unroll
         for (int j = 0; j < SIDE; ++j) {
             int s = x * SIDE + j;
             // The logarithm of the decay, then of the weight, for now.
-            weights[i][j] = FADES ? f32(own - keys.g[s]) : 0;
+            weights[i][j] = FADES ? difference(own, keys.g[s]) : 0;
             bool near = SINKS || keys.place[s] >= limit;
             if (near && keys.place[s] <= place) highest = fmaxf(highest, weights[i][j] + logits[i][j]);
         }
@@ -121,34 +126,20 @@ DEVICE void weigh(Shared& shared, Rows& rows) {
         rows.den[i] += w[i];
         rows.dot[i] += wu[i];
     }
-#pragma unroll
-    for (int j = 0; j < SIDE; ++j) {
-        f32 column[SIDE], products[SIDE];
-#pragma unroll
-        for (int i = 0; i < SIDE; ++i) column[i] = weights[i][j], products[i] = sums[i][j];
-        give(&shared.weights[(x * SIDE + j) * STRIDE + y * SIDE], column);
-        give(&shared.products[(x * SIDE + j) * STRIDE + y * SIDE], products);
-    }
+    put_weights(shared.weights, weights, x, y);
+    put_weights(shared.products, sums, x, y);
     __syncthreads();
-#pragma unroll 4
-    for (int s = 0; s < TILE; ++s) {
-        f32 a[SIDE], b[SIDE];
-        take(&shared.products[s * STRIDE + y * SIDE], a);
-        take(&shared.weights[s * STRIDE + y * SIDE], b);
-#pragma unroll
-        for (int j = 0; j < KEY_COLUMNS; ++j) {
-            int c = x + 16 * j;
-            f32 k = D_KEY % 16 == 0 || c < D_KEY ? keys.x[c * STRIDE + s] : 0;
-#pragma unroll
-            for (int i = 0; i < SIDE; ++i) {
-                rows.by_sums[i][j] = fmaf(a[i], k, rows.by_sums[i][j]);
-                rows.by_z[i][j] = fmaf(b[i], k, rows.by_z[i][j]);
-            }
-        }
-    }
+    each_row(x, y, [&](int row, int at) {
+        f32 a[SIDE], b[SIDE], k[KEY_COLUMNS];
+        take(&shared.products[at], a);
+        take(&shared.weights[at], b);
+        elements<D_KEY>(keys.x, row, x, k);
+        multiply_add(a, k, rows.by_sums);
+        multiply_add(b, k, rows.by_z);
+    });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_queries(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -162,21 +153,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_queries(const 
     i64 fold = fold_of_read(p, u, chunk);
     int thread = threadIdx.x, x = thread % 16, y = thread / 16;
     for (int i = thread; i < TERMS; i += THREADS) shared.coefficients[i] = p.coefficients[i];
-    load_queries(p, u, shared.queries, head, first, read.end, false);
+    i64 from = place_of(u, first);
+    load_queries(p, u, shared.queries, head, first, read.end, from, false);
     __syncthreads();
     Rows rows;
-    take_far(p, u, shared, rows, head, own, fold);
+    take_far(p, u, rows, head, first, own, read.end, fold);
     i64 last = place_of(u, min(first + TILE, read.end) - 1);
     for (i64 key = fold; key <= last; key += TILE) {
         __syncthreads();
-        load_window(p, u, shared.keys, key, last + 1);
+        load_window(p, u, shared.keys, key, last + 1, from);
         __syncthreads();
         weigh<false>(shared, rows);
     }
     i64 sinks = sinks_before(p, u, last + 1);
     for (i64 key = 0; key < sinks; key += TILE) {
         __syncthreads();
-        load_sinks(p, u, shared.keys, key, sinks);
+        load_sinks(p, u, shared.keys, key, sinks, from);
         __syncthreads();
         weigh<true>(shared, rows);
     }
@@ -189,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_queries(const 
             dot += __shfl_xor_sync(0xffffffffu, dot, by);
         }
         int t = y * SIDE + i;
-        i64 query = first + t, place = shared.queries.place[t];
+        i64 query = first + t, place = place_of(u, query);
         if (query >= read.end) continue;
         f64 any;
         f32 inverse = own_of(p, u, place, any) ? 1 / den : 0;

@@ -20,6 +20,7 @@ constexpr int VALUES = (D_VALUE + 3) / 4 * 4;
 // An odd number of fours: four rows lie in different banks.
 constexpr int S_STRIDE = VALUES / 4 % 2 == 1 ? VALUES : VALUES + 4;
 constexpr int H_STRIDE = 40;
+constexpr int X_STRIDE = TOKENS + 4;
 // Sums of the next features that each thread holds, or 0 where that would be too many.
 constexpr int AHEAD_ALL = (32 * D_VALUE + TOKENS - 1) / TOKENS;
 constexpr int AHEAD = AHEAD_ALL <= 24 ? AHEAD_ALL : 0;
@@ -27,10 +28,10 @@ constexpr int AHEAD = AHEAD_ALL <= 24 ? AHEAD_ALL : 0;
 template <int SETS>
 struct Tile {
     f32 sums[32 * S_STRIDE];
-    f32 values[VALUES * TOKENS];
+    f32 values[VALUES * X_STRIDE];
     f32 h[WARPS * 32 * H_STRIDE];
-    f32 x[D_MORE * TOKENS];
-    f32 by[SETS * D_MORE * TOKENS];
+    f32 x[D_MORE * X_STRIDE];
+    f32 by[SETS * D_MORE * X_STRIDE];
     f32 z[32];
 };
 SAME_SIZE(Tile<2>, QUERY_BYTES);
@@ -86,7 +87,7 @@ DEVICE void multiply(T& tile, int warp, int lane) {
     for (int e = 0; e < VALUES; e += 4) {
         float4 v[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) v[j] = load4(values + (e + j) * TOKENS);
+        for (int j = 0; j < 4; ++j) v[j] = load4(values + (e + j) * X_STRIDE);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             float4 s = load4(sums + 4 * i * S_STRIDE + e);
@@ -114,37 +115,55 @@ struct Lane {
 #pragma unroll
         for (int n = 0; n < N; ++n) {
             h0[n] = h[n * H_STRIDE];
-            x0[n] = x[(i + n) * TOKENS];
-            by0[n] = by[(i + n) * TOKENS];
+            x0[n] = x[(i + n) * X_STRIDE];
+            by0[n] = by[(i + n) * X_STRIDE];
             if (SETS == 2) {
                 z0[n] = z[n];
-                by1[n] = by[(D_MORE + i + n) * TOKENS];
+                by1[n] = by[(D_MORE + i + n) * X_STRIDE];
             }
         }
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-            by[(i + n) * TOKENS] = fmaf(prefix, h0[n], by0[n]);
+            by[(i + n) * X_STRIDE] = fmaf(prefix, h0[n], by0[n]);
             of_prefix[0] = fmaf(x0[n], h0[n], of_prefix[0]);
             if (SETS == 2) {
-                by[(D_MORE + i + n) * TOKENS] = fmaf(prefix, z0[n], by1[n]);
+                by[(D_MORE + i + n) * X_STRIDE] = fmaf(prefix, z0[n], by1[n]);
                 of_prefix[SETS - 1] = fmaf(x0[n], z0[n], of_prefix[SETS - 1]);
             }
         }
     }
 };
 
+// A run as it lies in memory.
+struct Indices {
+    uint2 words[RUN / 4];
+    DEVICE int at(int i) const {
+        u32 word = i % 4 < 2 ? words[i / 4].x : words[i / 4].y;
+        return int(i % 2 == 0 ? word & 0xffff : word >> 16);
+    }
+    DEVICE int prefix(int j) const { return at(2 + j); }
+};
+DEVICE Indices indices_of(const Backward& p, int run) {
+    Indices indices;
+    const uint2* from = reinterpret_cast<const uint2*>(p.runs + i64(run) * RUN);
+#pragma unroll
+    for (int i = 0; i < RUN / 4; ++i) indices.words[i] = __ldg(from + i);
+    return indices;
+}
+
 // All features of some tiles of 32, `from` until `to`, for the block's tokens; gives Σ Φ h and Σ Φ z.
 template <int SETS>
 DEVICE void read_back(const Backward& p, const f32* slot, i64 from, i64 to, Tile<SETS>& tile, f32 (&total)[2]) {
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     for (int i = thread; i < 32 * S_STRIDE; i += TOKENS) tile.sums[i] = 0;
-    for (int i = 0; i < SETS * D_MORE; ++i) tile.by[i * TOKENS + thread] = 0;
+    for (int i = 0; i < SETS * D_MORE; ++i) tile.by[i * X_STRIDE + thread] = 0;
     total[0] = total[1] = 0;
     Next next;
     fetch(p, slot, from * 32, next);
     Lane<SETS> l;
     l.x = &tile.x[thread];
     l.by = &tile.by[thread];
+    Indices coming = indices_of(p, p.tile_runs[from]);
     for (i64 at = from; at < to; ++at) {
         __syncthreads();
         put(p, slot, at * 32, next, tile);
@@ -156,17 +175,18 @@ DEVICE void read_back(const Backward& p, const f32* slot, i64 from, i64 to, Tile
         const f32* z = tile.z;
         int end = p.tile_runs[at + 1];
         for (int r = p.tile_runs[at]; r < end; ++r) {
-            Run run = p.runs[r];
-            const u16* indices = p.prefixes + run.prefix;
+            // There is one more run than there are, so that the next is there.
+            Indices run = coming;
+            coming = indices_of(p, r + 1);
             f32 x[ORDER];
             l.prefix = 1;
 #pragma unroll
             for (int j = 0; j + 1 < ORDER; ++j) {
-                x[j] = l.x[indices[j] * TOKENS];
+                x[j] = l.x[run.prefix(j) * X_STRIDE];
                 l.prefix *= x[j];
             }
             l.of_prefix[0] = l.of_prefix[SETS - 1] = 0;
-            int i = run.first, last = run.first + run.len;
+            int i = run.at(0), last = i + run.at(1);
             for (; i + 4 <= last; i += 4) {
                 l.template features<4>(i, h, z);
                 h += 4 * H_STRIDE;
@@ -183,13 +203,13 @@ DEVICE void read_back(const Backward& p, const f32* slot, i64 from, i64 to, Tile
                 total[s] = fmaf(l.prefix, of_prefix, total[s]);
 #pragma unroll
                 for (int j = 0; j + 1 < ORDER; ++j) {
-                    if (indices[j] == D_KEY) continue;
+                    if (run.prefix(j) == D_KEY) continue;
                     f32 others = of_prefix;
 #pragma unroll
                     for (int k = 0; k + 1 < ORDER; ++k) {
                         if (k != j) others *= x[k];
                     }
-                    l.by[(s * D_MORE + indices[j]) * TOKENS] += others;
+                    l.by[(s * D_MORE + run.prefix(j)) * X_STRIDE] += others;
                 }
             }
         }
@@ -215,16 +235,11 @@ struct Share {
 
 template <class T, class Tokens>
 DEVICE void load(T& tile, const Tokens& tokens, i64 first, int count) {
-    int thread = threadIdx.x;
-    for (int i = thread; i < TOKENS * D_KEY; i += TOKENS) {
-        int t = i / D_KEY, c = i % D_KEY;
-        tile.x[c * TOKENS + t] = t < count ? tokens.element(first + t, c) : 0;
-    }
-    tile.x[D_KEY * TOKENS + thread] = 1;
-    for (int i = thread; i < TOKENS * VALUES; i += TOKENS) {
-        int t = i / VALUES, e = i % VALUES;
-        tile.values[e * TOKENS + t] = t < count && e < D_VALUE ? tokens.value(first + t, e) : 0;
-    }
+    load_transposed<D_KEY, TOKENS, TOKENS>(tile.x, X_STRIDE, count, [&](int t, int i) { return tokens.element(first + t, i); });
+    tile.x[D_KEY * X_STRIDE + threadIdx.x] = 1;
+    load_transposed<VALUES, TOKENS, TOKENS>(tile.values, X_STRIDE, count, [&](int t, int e) {
+        return e < D_VALUE ? tokens.value(first + t, e) : 0;
+    });
 }
 
 struct Queries {
@@ -242,7 +257,7 @@ struct Keys {
     DEVICE f32 value(i64 place, int i) const { return value_at(p, u, place, i); }
 };
 
-extern "C" __global__ void __launch_bounds__(TOKENS) backward_read_queries(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(TOKENS, 1) backward_read_queries(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile<2>& tile = *reinterpret_cast<Tile<2>*>(shared);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -261,14 +276,14 @@ extern "C" __global__ void __launch_bounds__(TOKENS) backward_read_queries(const
     if (thread >= count) return;
     f32* far = far_of(p, share.split, blockIdx.z, share.head, blockIdx.y, 2 * D_KEY + 2) + share.first + thread;
     for (int i = 0; i < D_KEY; ++i) {
-        far[i * p.far_tokens] = tile.by[i * TOKENS + thread];
-        far[(D_KEY + i) * p.far_tokens] = tile.by[(D_MORE + i) * TOKENS + thread];
+        far[i * p.far_tokens] = tile.by[i * X_STRIDE + thread];
+        far[(D_KEY + i) * p.far_tokens] = tile.by[(D_MORE + i) * X_STRIDE + thread];
     }
     far[2 * D_KEY * p.far_tokens] = total[0];
     far[(2 * D_KEY + 1) * p.far_tokens] = total[1];
 }
 
-extern "C" __global__ void __launch_bounds__(TOKENS) backward_read_keys(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(TOKENS, 1) backward_read_keys(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile<1>& tile = *reinterpret_cast<Tile<1>*>(shared);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -285,6 +300,6 @@ extern "C" __global__ void __launch_bounds__(TOKENS) backward_read_keys(const __
     int thread = threadIdx.x;
     if (thread >= count) return;
     f32* far = far_of(p, share.split, blockIdx.z, 0, blockIdx.y, D_KEY + 1 + D_VALUE) + share.first + thread;
-    for (int i = 0; i < D_KEY; ++i) far[i * p.far_tokens] = tile.by[i * TOKENS + thread];
+    for (int i = 0; i < D_KEY; ++i) far[i * p.far_tokens] = tile.by[i * X_STRIDE + thread];
     far[D_KEY * p.far_tokens] = total[0];
 }

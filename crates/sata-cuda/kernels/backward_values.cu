@@ -23,7 +23,7 @@ struct Tile {
 };
 SAME_SIZE(Tile, SHARED_BYTES);
 
-extern "C" __global__ void __launch_bounds__(THREADS) backward_values(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_values(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile& tile = *reinterpret_cast<Tile*>(shared);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -42,10 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_values(const __gr
     const f32* slot = slot_of(p, blockIdx.z, blockIdx.y);
 
     int thread = threadIdx.x;
-    for (int i = thread; i < TOKENS * D_KEY; i += THREADS) {
-        int t = i / D_KEY, c = i % D_KEY;
-        tile.x[c * X_STRIDE + t] = t < count ? key_at(p, u, first + t, c) : 0;
-    }
+    load_transposed<D_KEY, TOKENS, THREADS>(tile.x, X_STRIDE, count, [&](int t, int i) { return key_at(p, u, first + t, i); });
     for (int t = thread; t < TOKENS; t += THREADS) tile.x[D_KEY * X_STRIDE + t] = 1;
     f32 sums[ROWS][4];
 #pragma unroll

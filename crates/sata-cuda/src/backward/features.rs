@@ -19,8 +19,9 @@ pub(crate) struct Rows {
     pub prefixes: Vec<u16>,
     /// Multiplicity times coefficient.
     pub factors: Vec<f32>,
-    /// Where a run's prefix begins; its first last index, and above that its length.
-    pub runs: Vec<[u32; 2]>,
+    /// Of each run of features with a common prefix: its first last index, its length, the prefix,
+    /// and zeros up to [`run_len`] numbers; and one more, to be read ahead.
+    pub runs: Vec<u16>,
     /// Runs before each tile of [`TILE`] features.
     pub tile_runs: Vec<i32>,
 }
@@ -28,6 +29,11 @@ pub(crate) struct Rows {
 /// Indices of each monomial: those of lower orders begin with `d_key`, which stands for 1.
 pub(crate) fn order(terms: usize) -> usize {
     terms.saturating_sub(1).max(1)
+}
+
+/// Numbers that describe a run.
+pub(crate) fn run_len(terms: usize) -> usize {
+    (order(terms) + 1).next_multiple_of(4)
 }
 
 /// Orders of the monomials that a spec keeps, the highest and one more for `terms`.
@@ -48,6 +54,7 @@ impl Rows {
         };
         let mut last_prefix: Vec<u16> = rows.prefixes[..width].to_vec();
         let mut prefix_at = 0;
+        let run_len = run_len(terms);
         for tile in basis.tiles() {
             let own = tile.order.saturating_sub(1);
             for (r, run) in basis.runs()[tile.runs.clone()].iter().enumerate() {
@@ -61,35 +68,36 @@ impl Rows {
                 }
                 for i in run.first..run.first + run.len {
                     let last = if tile.order == 0 { d_key as u32 } else { i };
-                    rows.push(prefix_at as u32, last);
+                    rows.push(prefix_at as u32, last, &last_prefix, run_len);
                     let at = rows.features.len() - 1;
                     let factor = basis.multiplicities()[at] * coefficients[tile.order];
                     rows.factors.push(factor as f32);
                 }
             }
         }
-        rows.tile_runs.push(rows.runs.len() as i32);
+        rows.tile_runs.push((rows.runs.len() / run_len) as i32);
+        rows.runs.resize(rows.runs.len() + run_len, 0);
         rows.features.resize(count, [0, d_key as u32]);
         rows.factors.resize(count, 0.0);
         rows
     }
 
-    fn push(&mut self, prefix: u32, last: u32) {
-        let at = self.features.len();
-        if at.is_multiple_of(TILE) {
-            self.tile_runs.push(self.runs.len() as i32);
+    fn push(&mut self, prefix_at: u32, last: u32, prefix: &[u16], run_len: usize) {
+        let begins = self.features.len().is_multiple_of(TILE);
+        if begins {
+            self.tile_runs.push((self.runs.len() / run_len) as i32);
         }
-        match self.runs.last_mut() {
-            Some([before, run])
-                if !at.is_multiple_of(TILE)
-                    && *before == prefix
-                    && (*run & 0xffff) + (*run >> 16) == last =>
-            {
-                *run += 1 << 16;
-            }
-            _ => self.runs.push([prefix, last | 1 << 16]),
+        let follows = self.features.last() == Some(&[prefix_at, last.wrapping_sub(1)]);
+        if follows && !begins {
+            let at = self.runs.len() - run_len + 1;
+            self.runs[at] += 1;
+        } else {
+            let end = self.runs.len() + run_len;
+            self.runs.extend([last as u16, 1]);
+            self.runs.extend(prefix);
+            self.runs.resize(end, 0);
         }
-        self.features.push([prefix, last]);
+        self.features.push([prefix_at, last]);
     }
 }
 
@@ -100,7 +108,7 @@ pub(crate) struct Features {
     pub features: Buffer<[u32; 2]>,
     pub prefixes: Buffer<u16>,
     pub factors: Buffer<f32>,
-    pub runs: Buffer<[u32; 2]>,
+    pub runs: Buffer<u16>,
     pub tile_runs: Buffer<i32>,
     /// a_p.
     pub coefficients: Buffer<f32>,
@@ -148,9 +156,12 @@ mod tests {
             let mut seen = 0;
             for (tile, bounds) in rows.tile_runs.windows(2).enumerate() {
                 assert_eq!(seen, tile * TILE);
-                for [prefix, run] in &rows.runs[bounds[0] as usize..bounds[1] as usize] {
-                    for i in (run & 0xffff)..(run & 0xffff) + (run >> 16) {
-                        assert_eq!(rows.features[seen], [*prefix, i]);
+                for run in bounds[0] as usize..bounds[1] as usize {
+                    let run = &rows.runs[run * run_len(terms)..][..run_len(terms)];
+                    for i in run[0]..run[0] + run[1] {
+                        let [prefix, last] = rows.features[seen];
+                        assert_eq!(last, u32::from(i));
+                        assert_eq!(run[2..][..width], rows.prefixes[prefix as usize..][..width]);
                         seen += 1;
                     }
                 }
@@ -170,7 +181,8 @@ mod tests {
                     assert_eq!(rows.factors[f], basis.multiplicities()[f] as f32);
                 }
             }
-            assert!(rows.features.len() >= basis.len() && rows.features.len() % PADDED == 0);
+            assert!(rows.features.len() >= basis.len());
+            assert!(rows.features.len().is_multiple_of(PADDED));
         }
     }
 }

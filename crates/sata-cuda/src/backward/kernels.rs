@@ -82,6 +82,8 @@ pub(crate) struct Values {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pairs {
     pub tile: usize,
+    /// Blocks of a multiprocessor at once.
+    pub blocks: usize,
     pub query_bytes: usize,
     pub key_bytes: usize,
 }
@@ -109,8 +111,10 @@ impl Read {
         let values = kind.d_value.next_multiple_of(4);
         let stride = if (values / 4) % 2 == 1 { values } else { values + 4 };
         let more = kind.d_key + 1;
-        let floats =
-            |sets: usize| 32 * stride + 32 * warps * (values + 40 + more + sets * more) + 32;
+        let tokens = 32 * warps;
+        let floats = |sets: usize| {
+            32 * (stride + 40 * warps + 1) + (tokens + 4) * (values + more + sets * more)
+        };
         Read { warps, query_bytes: 4 * floats(2), key_bytes: 4 * floats(1) }
     }
 }
@@ -127,13 +131,15 @@ impl Values {
 }
 
 impl Pairs {
-    fn new(kind: &Kind, tile: usize) -> Self {
+    fn new(kind: &Kind, tile: usize, room: usize) -> Self {
         let (depth, stride) = (kind.d_key + kind.d_value, tile + 4);
         // Queries and keys, with what is known of each; weights twice; coefficients.
-        let both = 4 * 2 * depth * stride + tile * (3 * 8 + 3 * 4 + 2 * 8);
+        let both = 4 * 2 * depth * stride + tile * (2 * 8 + 6 * 4);
         let bytes = both + 4 * 2 * tile * stride + 4 * kind.terms;
         let bytes = bytes.next_multiple_of(8);
-        Pairs { tile, query_bytes: bytes, key_bytes: bytes }
+        // Two leave each thread 128 registers: too few for accumulators of long keys.
+        let two = kind.d_key.max(kind.d_value) <= 64 && 2 * (bytes + 2048) <= room + 2048;
+        Pairs { tile, blocks: if two { 2 } else { 1 }, query_bytes: bytes, key_bytes: bytes }
     }
 }
 
@@ -150,7 +156,7 @@ impl Tiles {
         let read = read.into_iter().find(|read| read.query_bytes <= room);
         let values = [128, 64, 32].map(|tokens| Values::new(kind, tokens));
         let values = values.into_iter().find(|values| values.bytes <= room);
-        let pairs = [64, 32].map(|tile| Pairs::new(kind, tile));
+        let pairs = [64, 32].map(|tile| Pairs::new(kind, tile, room));
         // Accumulators are in registers.
         let wide = kind.d_key.max(kind.d_value) > 128;
         let pairs =
@@ -192,10 +198,12 @@ impl Tiles {
                 .hot(),
             kind.define(unit!("backward_queries.cu"))
                 .define("TILE", pairs.tile)
+                .define("BLOCKS", pairs.blocks)
                 .define("SHARED_BYTES", pairs.query_bytes)
                 .hot(),
             kind.define(unit!("backward_keys.cu"))
                 .define("TILE", pairs.tile)
+                .define("BLOCKS", pairs.blocks)
                 .define("SHARED_BYTES", pairs.key_bytes)
                 .hot(),
             kind.define(unit!("backward_tokens.cu")),

@@ -119,7 +119,8 @@ impl Generic<'_> {
 
 impl Stages for Generic<'_> {
     fn slot_len(&self) -> usize {
-        self.features * (self.d_value + 1)
+        // Kernels go through them four at a time.
+        (self.features * (self.d_value + 1)).next_multiple_of(4)
     }
 
     fn splits(&self, tokens: usize, others: usize) -> usize {
@@ -145,7 +146,7 @@ impl Stages for Generic<'_> {
         };
         params.flags =
             i32::from(ends.begin) | i32::from(ends.last) << 1 | i32::from(ends.first) << 2;
-        let grid = [self.slot_len().div_ceil(256), 1, span.units];
+        let grid = [self.slot_len().div_ceil(1024), 1, span.units];
         self.launch(&self.kernels.scan, grid, 256, 0, &params)
     }
 
