@@ -141,6 +141,23 @@ fn long_decays_and_large_logits() {
         check(&far.spec(s), &inputs, &fade, true, 16, 1.0);
         check(&far.spec(s), &inputs, &fade, false, 16, 1.0);
     }
+    // Nothing but sinks, and now and then all before is forgotten.
+    let gate = |i: usize| if i % 9 == 0 { -3e4 } else { 0.0 };
+    let log_gates = (0..s.batch * s.kv_heads * s.keys).map(gate).collect();
+    let fade = Fade::Gates { keys: s.keys, log_gates };
+    for near in [Near::None, Near::Blocks(1)] {
+        let spec = Setting { sinks: 200, near, ..setting.clone() }.spec(s);
+        check(&spec, &inputs, &fade, true, 16, 1.0);
+    }
+    // Near logits of about −200, and nothing far beside them.
+    let mut low = inputs.clone();
+    low.k = low.k.chunks(5).flat_map(|_| [1.0, -1.0, 0.5, 2.0, 1.0]).collect();
+    low.q = low.q.chunks(5).flat_map(|_| [-60.0, 60.0, -30.0, -120.0, -60.0]).collect();
+    let spec = Setting { block: 64, sinks: 0, decay: Decay::None, ..setting.clone() }.spec(s);
+    let plan = Plan::new(&device(), &spec).unwrap();
+    let (y, found) = run(&plan, &low, &Fade::None, true);
+    assert!(found.is_clean(), "{found}");
+    assert_rows("low logits", &y, &truth(&spec, &low, &Fade::None, true), tolerance::<f32>());
     // Logits of about ±80 among near ones.
     let inputs = inputs.gain(25.0);
     let spec = Setting { decay: Decay::None, series: Series::Gauss, terms: 2, ..setting };

@@ -1,4 +1,5 @@
-//! Calls on the emulated device, for inputs of the CPU engine's tests.
+//! Calls on a device, for inputs of the CPU engine's tests: the emulated one, or GPU
+//! `SATA_TEST_GPU` where that is set.
 #![allow(dead_code)]
 
 use std::ops::Range;
@@ -9,7 +10,10 @@ use sata_cuda::{Buffer, Call, Device, Element, Plan, State, View, ViewMut};
 use crate::common::{Fade, Inputs, Sizes};
 
 pub fn device() -> Device {
-    Device::emulated().unwrap()
+    match std::env::var("SATA_TEST_GPU") {
+        Ok(ordinal) => Device::new(ordinal.parse().expect("a number")).unwrap(),
+        Err(_) => Device::emulated().unwrap(),
+    }
 }
 
 /// Inputs on the device.
