@@ -1,5 +1,5 @@
-//! Calls on a device, for inputs of the CPU engine's tests: the emulated one, or GPU
-//! `SATA_TEST_GPU` where that is set.
+//! Calls on a device, for inputs of the CPU engine's tests: the emulated one, or GPU 0 where
+//! `SATA_TEST_DEVICE` is `cuda`.
 #![allow(dead_code)]
 
 use std::ops::Range;
@@ -10,9 +10,9 @@ use sata_cuda::{Buffer, Call, Device, Element, Plan, State, View, ViewMut};
 use crate::common::{Fade, Inputs, Sizes};
 
 pub fn device() -> Device {
-    match std::env::var("SATA_TEST_GPU") {
-        Ok(ordinal) => Device::new(ordinal.parse().expect("a number")).unwrap(),
-        Err(_) => Device::emulated().unwrap(),
+    match std::env::var("SATA_TEST_DEVICE") {
+        Ok(name) if name == "cuda" => Device::new(0).unwrap(),
+        _ => Device::emulated().unwrap(),
     }
 }
 
