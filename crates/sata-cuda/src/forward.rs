@@ -52,8 +52,8 @@ impl Plan {
     ///
     /// # Errors
     /// Everything in [`Error`] that names an argument, before any work and with `out` and state as
-    /// they were; [`Error::OutOfMemory`] and what a device may report; for strict calls
-    /// [`sata::Error::Denominators`], after the work.
+    /// they were; for strict calls [`sata::Error::Denominators`], after the work. After
+    /// [`Error::OutOfMemory`], and what a device may report, a state is not to be relied on.
     pub fn run<E: Element>(
         &self,
         call: Call<'_, '_, E>,
