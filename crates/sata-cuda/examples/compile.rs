@@ -14,14 +14,15 @@ use half::{bf16, f16};
 use sata::{Decay, Form, Near, Series, Spec, SpecBuilder};
 use sata_cuda::offline::{Compilation, Target};
 use sata_cuda::{
-    Buffer, Call, Decoder, Device, Element, Error, Plan, State, Step, Storage, SumsType, View,
-    ViewMut,
+    Buffer, Call, Decoder, Device, Element, Error, Gradients, Plan, State, Step, Storage, SumsType,
+    View, ViewMut,
 };
 
 /// Sources that no call reaches yet.
-const PENDING: &[&str] = &["backward", "hopper"];
+const PENDING: &[&str] = &[];
 
-/// One setting, tried as prefill (direct and by sums, with and without a state) and as decode.
+/// One setting, tried as prefill (direct and by sums, with and without a state), as decode, and
+/// backward.
 struct Case {
     spec: Spec,
     element: &'static str,
@@ -195,9 +196,54 @@ fn decode<E: Element>(device: &Device, case: &Case) -> Result<(), Error> {
     Ok(())
 }
 
+/// Backward through calls; nothing for series that have none.
+fn backward<E: Element>(device: &Device, case: &Case) -> Result<(), Error> {
+    if case.spec.coefficients().is_none() {
+        return Ok(());
+    }
+    let plan = Plan::new(device, &case.spec)?;
+    let tokens = case.tokens;
+    let inputs = Inputs::<E>::new(device, case, tokens)?;
+    let mut gradients = Inputs::<E>::new(device, case, tokens)?;
+    let [heads, all, ..] = inputs.sizes;
+    let (d_key, d_value) = (case.spec.d_key(), case.spec.d_value());
+    for causal in [true, false] {
+        if !causal && case.spec.near() != Near::None {
+            continue;
+        }
+        let q = View::new(&inputs.q, [1, all, tokens, d_key])?;
+        let k = View::new(&inputs.k, [1, heads, tokens, d_key])?;
+        let v = View::new(&inputs.v, [1, heads, tokens, d_value])?;
+        let mut call = if causal { Call::causal(q, k, v) } else { Call::full(q, k, v) };
+        let mut out = Gradients::new(
+            ViewMut::new(&mut gradients.q, [1, all, tokens, d_key])?,
+            ViewMut::new(&mut gradients.k, [1, heads, tokens, d_key])?,
+            ViewMut::new(&mut gradients.v, [1, heads, tokens, d_value])?,
+        );
+        let mut slopes = Buffer::uninit(device, heads)?;
+        match case.spec.decay() {
+            Decay::Gates => {
+                call = call.log_gates(View::new(&inputs.gates, [1, heads, tokens, 1])?);
+                out = out.log_gates(ViewMut::new(&mut gradients.gates, [1, heads, tokens, 1])?);
+            }
+            Decay::Slopes => {
+                call = call.slopes(&inputs.slopes);
+                out = out.slopes(&mut slopes);
+            }
+            Decay::None => (),
+        }
+        plan.backward(call, View::new(&inputs.y, [1, all, tokens, d_value])?, out)?;
+    }
+    Ok(())
+}
+
 fn with_element(case: &Case, device: &Device, what: usize) -> Result<(), Error> {
     fn run<E: Element>(case: &Case, device: &Device, what: usize) -> Result<(), Error> {
-        if what == 0 { prefill::<E>(device, case) } else { decode::<E>(device, case) }
+        match what {
+            0 => prefill::<E>(device, case),
+            1 => decode::<E>(device, case),
+            _ => backward::<E>(device, case),
+        }
     }
     match case.element {
         "bf16" => run::<bf16>(case, device, what),
@@ -209,7 +255,7 @@ fn with_element(case: &Case, device: &Device, what: usize) -> Result<(), Error> 
 /// Runs all cases; gives what failed.
 fn compile(target: &Target) -> Vec<String> {
     let cases = cases();
-    let jobs = Mutex::new((0..2 * cases.len()).collect::<Vec<_>>());
+    let jobs = Mutex::new((0..3 * cases.len()).collect::<Vec<_>>());
     let failures = Mutex::new(vec![]);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -218,9 +264,9 @@ fn compile(target: &Target) -> Vec<String> {
                 loop {
                     let job = jobs.lock().map_or(None, |mut jobs| jobs.pop());
                     let Some(job) = job else { return };
-                    let case = &cases[job / 2];
-                    if let Err(error) = with_element(case, &target.device(), job % 2) {
-                        let what = ["prefill", "decode"][job % 2];
+                    let case = &cases[job / 3];
+                    if let Err(error) = with_element(case, &target.device(), job % 3) {
+                        let what = ["prefill", "decode", "backward"][job % 3];
                         let failure =
                             format!("{what} of {:?} {}: {error}", case.spec, case.element);
                         failures.lock().into_iter().for_each(|mut all| all.push(failure.clone()));

@@ -4,7 +4,7 @@
 //   D_KEY    elements of a key, padded with zeros to a multiple of 8 (a zero element makes monomials that are 0)
 //   D_VALUE  elements of a value
 //   TERMS    P; ORDERS a mask of the orders kept (bit p)
-//   HAS_G    whether weights decay
+//   HAS_G    whether weights decay; HAS_NEAR whether some are exact
 //
 // Features come in blocks of 8: a common prefix times 8 neighbouring elements, block c holding elements 8c ... 8c+7.
 // Monomials of order 3 with indices from blocks a, b, c (any order) are covered by

@@ -16,6 +16,8 @@ constexpr int STEP_BYTES = 16 * NP * 2;
 constexpr int STAGE_BYTES = (SLAB_STEPS * STEP_BYTES > TILE_BYTES ? SLAB_STEPS * STEP_BYTES : TILE_BYTES) + 127 & ~127;
 constexpr int QUERIES = WARPGROUPS * ROW_TILES * 64;
 constexpr int Q_WORDS = D_KEY == 8 ? 4 : D_KEY / 2 + 4;  // words of a query's row in shared memory: no two rows in one bank
+// Per query: its words, g, the shift of its weights; per row tile the first near key.
+constexpr int ROWS_BYTES = QUERIES * (Q_WORDS * 4 + HAS_G * 8 + HAS_NEAR * 4) + HAS_NEAR * 64;
 constexpr int THREADS = WARPGROUPS * 128 + 128;
 
 // Whether the dot products of all row tiles are on their way at once: they need registers.
@@ -121,13 +123,16 @@ DEV void t_steps(float (&acc)[NA], const u32 (&xi)[8][2], const u32 (&u)[8][2], 
 }
 
 static_assert(sizeof(ReadQueries) == READ_BYTES && sizeof(Sequence) == SEQUENCE_BYTES && BLOCKS == FEATURE_BLOCKS && TILE_BYTES == KEY_TILE_BYTES, "as in Rust");
-static_assert(QUERIES == BLOCK_QUERIES && STAGES * STAGE_BYTES + QUERIES * Q_WORDS * 4 + STAGES * 16 == READ_SHARED, "as in Rust");
+static_assert(QUERIES == BLOCK_QUERIES && STAGES * STAGE_BYTES + ROWS_BYTES + STAGES * 16 == READ_SHARED, "as in Rust");
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __grid_constant__ ReadQueries p) {
     extern __shared__ __align__(128) char shared[];
     const u32 base = smem(shared);
     u32* const q_words = (u32*)(shared + STAGES * STAGE_BYTES);
-    const u32 bars = base + STAGES * STAGE_BYTES + QUERIES * Q_WORDS * 4;
+    double* const row_g = (double*)(q_words + QUERIES * Q_WORDS);
+    float* const row_shift = (float*)(row_g + HAS_G * QUERIES);
+    int* const near_from = (int*)(row_shift + HAS_NEAR * QUERIES);  // [row tiles], in place of a queries' row
+    const u32 bars = base + STAGES * STAGE_BYTES + ROWS_BYTES;
     const int head = p.first_head * p.group + blockIdx.y, kv = blockIdx.y / p.group;
     const int2 item = p.items[blockIdx.x];
     const Sequence seq = p.sequences[item.x];
@@ -202,6 +207,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     for (int r = 0; r < ROW_TILES; r++) {
         const int tile = tile_of(r);
         u32* const words = q_words + tile * 64 * Q_WORDS;
+        if (HAS_NEAR && (threadIdx.x & 127) < 64) row_shift[tile * 64 + (threadIdx.x & 127)] = 0.f;
         for (int e = threadIdx.x & 127; e < 64 * NB; e += 128) {
             const int row = e / NB, c = e % NB, t = row0 + tile * 64 + row;
             uint4 v = make_uint4(0, 0, 0, 0);
@@ -331,35 +337,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) mma_touch(acc[r]);
 
-    // g at the thread's rows, and what is left of the far past there.
-    double fade[ROW_TILES][2];
+    // g at the rows, and what is left of the far past there.
     if constexpr (HAS_G) {
         if (!p.full) {
-            const double before = p.references[(i64)kv * p.chunk_count + far_chunk];
+            const int kv = blockIdx.y / p.group;
+            const Sequence there = p.sequences[item.x];
+            const char* const tiles = p.tiles + ((i64)kv * p.tile_count + there.tile) * TILE_BYTES;
+            const double before = p.references[(i64)kv * p.chunk_count + there.chunk + first_tile / (p.chunk_tokens / KEY_TILE)];
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    const int t = min(row0 + tile_of(r) * 64 + g + 8 * h, seq.tokens - 1);
+                    const int row = tile_of(r) * 64 + g + 8 * h, t = min(row0 + row, there.tokens - 1);
                     const char* record = tiles + (i64)(t / KEY_TILE) * TILE_BYTES;
-                    fade[r][h] = *(const double*)(record + META_END) - (double)(((const float*)(record + META))[t % KEY_TILE] * (1.f / LOG2E));
-                    const float f = exp2_fast((float)(fade[r][h] - before) * LOG2E);
+                    const double own = *(const double*)(record + META_END) - (double)(((const float*)(record + META))[t % KEY_TILE] * (1.f / LOG2E));
+                    if (m == 0) row_g[row] = own;
+                    const float f = exp2_fast((float)(own - before) * LOG2E);
 #pragma unroll
                     for (int j = 0; j < NA / 4; j++) {
                         acc[r][4 * j + 2 * h] *= f;
                         acc[r][4 * j + 2 * h + 1] *= f;
                     }
                 }
+            __syncwarp();
         }
     }
 
     // Keys one by one: the polynomial where far, exp where near.
-    // The first key that is near any row of a row tile.
-    int near_from[ROW_TILES];
+    // The first key that is near any row of a row tile, kept beside the rows' shifts.
+    if constexpr (HAS_NEAR) {
+        __syncwarp();
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; r++) {
-        const int rows = row0 + tile_of(r) * 64;
-        near_from[r] = p.near_blocks < 0 ? 1 << 30 : max(0, (rows / p.block - p.near_blocks) * p.block);
+        for (int r = 0; r < ROW_TILES; r++)
+            if ((threadIdx.x & 127) == 0)
+                near_from[tile_of(r)] = p.near_blocks < 0 ? 1 << 30 : max(0, ((row0 + tile_of(r) * 64) / p.block - p.near_blocks) * p.block);
+        group_sync(1 + wg, 128);
     }
     auto polynomial = [&](float x) {
         float y = p.a[TERMS - 1];
@@ -381,7 +393,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         mma_commit();
     };
     // Dot products to weights.
-    auto weigh = [&](float (&x)[32], const double (&fade)[2], int r, int n, u32 at) {
+    // Weights are relative to 2^shift, which grows where near logits are so large that exp would overflow. In shared
+    // memory, one for a row: registers are scarce.
+    auto weigh = [&](float (&acc)[NA], float (&x)[32], int r, int n, u32 at) {
+        float* const shifts = row_shift + tile_of(r) * 64 + g;
         const bool sink_pass = n < sink_tiles;
         const int rows = row0 + tile_of(r) * 64;
         // Of a sink, its place counted in the window.
@@ -392,11 +407,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             const double end = *(const double*)(fall + 2 * KEY_TILE);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                end_fade[h] = (float)(fade[h] - end) * LOG2E;
+                end_fade[h] = (float)(row_g[tile_of(r) * 64 + g + 8 * h] - end) * LOG2E;
                 row_fade[h] = exp2_fast(fminf(end_fade[h], 0.f));
             }
         }
-        if (!sink_pass && key0 + KEY_TILE <= min(rows, near_from[r])) {
+        if (!sink_pass && key0 + KEY_TILE <= rows && (!HAS_NEAR || key0 + KEY_TILE <= near_from[tile_of(r)])) {
             // All far, all before the rows.
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -408,20 +423,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                     if constexpr (HAS_G) x[4 * j + e] *= row_fade[e >> 1] * (e & 1 ? f.y : f.x);
                 }
             }
+            if constexpr (HAS_NEAR) {
+                if (shifts[0] + shifts[8] > 0.f) {
+                    const float far[2] = {exp2_fast(-shifts[0]), exp2_fast(-shifts[8])};
+#pragma unroll
+                    for (int i = 0; i < 32; i++) x[i] *= far[i >> 1 & 1];
+                }
+            }
         } else {
             const bool diagonal = sink_pass || key0 + KEY_TILE > rows;
             int start[2] = {1 << 30, 1 << 30};
-            if (p.near_blocks >= 0) {
+            float shift[2] = {0.f, 0.f};
+            if constexpr (HAS_NEAR) {
+                float most[2] = {0.f, 0.f};
 #pragma unroll
-                for (int h = 0; h < 2; h++) start[h] = max(0, ((rows + g + 8 * h) / p.block - p.near_blocks) * p.block);
+                for (int h = 0; h < 2; h++) {
+                    shift[h] = shifts[8 * h];
+                    if (p.near_blocks >= 0) start[h] = max(0, ((rows + g + 8 * h) / p.block - p.near_blocks) * p.block);
+                    if (sink_pass) start[h] = -(1 << 30);
+                }
+#pragma unroll
+                for (int i = 0; i < 32; i++) {
+                    const int s = key0 + 8 * (i >> 2) + 2 * m + (i & 1), h = i >> 1 & 1;
+                    if (s >= start[h] && s <= rows + g + 8 * h) most[h] = fmaxf(most[h], x[i] * p.exp2_scale);
+                }
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 1));
+                    most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 2));
+                    if (most[h] > shift[h] + 80.f) {
+                        const float f = exp2_fast(shift[h] - most[h]);
+                        shift[h] = most[h];
+#pragma unroll
+                        for (int j = 0; j < NA / 4; j++) {
+                            acc[4 * j + 2 * h] *= f;
+                            acc[4 * j + 2 * h + 1] *= f;
+                        }
+                    }
+                }
+                __syncwarp();
+                if (m == 0) shifts[0] = shift[0], shifts[8] = shift[1];
+                __syncwarp();
             }
-            if (sink_pass) start[0] = start[1] = -(1 << 30);
+            const float far[2] = {exp2_fast(-shift[0]), exp2_fast(-shift[1])};
 #pragma unroll
             for (int j = 0; j < 8; j++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const int key = 8 * j + 2 * m + (e & 1), s = key0 + key, h = e >> 1;
-                    float w = s >= start[h] ? exp2_fast(x[4 * j + e] * p.exp2_scale) : polynomial(x[4 * j + e]);
+                    float w = HAS_NEAR && s >= start[h] ? exp2_fast(fmaf(x[4 * j + e], p.exp2_scale, -shift[h])) : polynomial(x[4 * j + e]) * far[h];
                     if constexpr (HAS_G) w *= diagonal ? exp2_fast(fminf(end_fade[h] + fall[key], 0.f)) : row_fade[h] * fall[KEY_TILE + key];
                     x[4 * j + e] = s > rows + g + 8 * h ? 0.f : w;
                 }
@@ -457,7 +507,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             for (int r = 0; r < ROW_TILES; r++) {
                 mma_wait<ROW_TILES - 1>();
                 mma_touch(x[r]);
-                weigh(x[r], fade[r], r, n, at);
+                weigh(acc[r], x[r], r, n, at);
                 add(acc[r], x[r], at);
             }
             mma_wait<0>();
@@ -468,7 +518,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 begin(x, r, at);
                 mma_wait<0>();
                 mma_touch(x);
-                weigh(x, fade[r], r, n, at);
+                weigh(acc[r], x, r, n, at);
                 add(acc[r], x, at);
                 mma_wait<0>();
             }
@@ -483,7 +533,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             begin(x, 1, at);
             mma_wait<0>();
             mma_touch(x);
-            weigh(x, fade[1], 1, n, at);
+            weigh(acc[1], x, 1, n, at);
             add(acc[1], x, at);
             mma_wait<0>();
             ring.release();
@@ -497,7 +547,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) mma_touch(acc[r]);
 
-    // One division.
+    // One division. What the rows' places are is read again: registers are scarce until here.
+    const Sequence there = p.sequences[item.x];
+    const int first_query = p.full ? 0 : there.lead, all = p.full ? there.queries : there.tokens;
+    const i64 query_head = (i64)p.first_head * p.group + blockIdx.y;
     u32 non_positive = 0, non_finite = 0;
     u64 first = 0;  // the complement of the least place
 #pragma unroll
@@ -507,15 +560,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             constexpr int ONES = D_VALUE / 8, PLACE = D_VALUE % 8;
             const float sum = __shfl_sync(~0u, acc[r][4 * ONES + 2 * h + PLACE % 2], (lane & ~3) | PLACE / 2);
             const int t = row0 + tile_of(r) * 64 + g + 8 * h;
-            if (t < lead || t >= count) continue;
+            if (t < first_query || t >= all) continue;
             if (m == 0 && !(sum > 0.f && sum < __int_as_float(0x7f800000))) {
-                const u64 place = ((u64)item.x * p.heads + head) * p.most_queries + (t - lead);
+                const u64 place = ((u64)item.x * p.heads + query_head) * p.most_queries + (t - first_query);
                 if (~place > first) first = ~place;
                 if (sum * 0.f == 0.f) non_positive++;
                 else non_finite++;
             }
             const float inverse = 1.f / sum;
-            u16* const y = p.y.data + seq.q_batch * p.y.batch + head * p.y.head + (seq.q_first + t - lead) * p.y.token;
+            u16* const y = p.y.data + there.q_batch * p.y.batch + query_head * p.y.head + (there.q_first + t - first_query) * p.y.token;
 #pragma unroll
             for (int j = 0; j < NA / 4; j++) {
                 const int col = 8 * j + 2 * m;

@@ -27,7 +27,7 @@ __host__ __device__ constexpr int r_items() {
 }
 constexpr int R_ITEMS = HAS3 ? r_items() : 0;
 constexpr int REST_BASE = NB == 1 ? 0 : Q_BASE;
-constexpr int REST_ITEMS = ((BLOCKS - REST_BASE) / 8 + TILES - 1) / TILES;
+constexpr int REST_ITEMS = ((BLOCKS - REST_BASE + 7) / 8 + TILES - 1) / TILES;
 constexpr int ITEMS = T_ITEMS + R_ITEMS + REST_ITEMS;
 static_assert(NB != 1 || REST_ITEMS <= 1, "all features of 8 elements fit one item");
 

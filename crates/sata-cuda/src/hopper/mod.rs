@@ -89,6 +89,7 @@ pub(crate) fn run(
         sizes: Sizes::new(spec.d_key(), spec.d_value(), &orders),
         terms: spec.terms(),
         fades: problem.fades(),
+        near: problem.near() >= 0 || spec.sinks() > 0,
     };
     let tables = plan.once("hopper", || Tables::new(plan, &shape))?;
     let host = sequences(problem);

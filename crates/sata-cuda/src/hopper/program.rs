@@ -89,7 +89,7 @@ impl Sizes {
             0
         };
         let before = if n == 1 { 0 } else { self.t_blocks() + self.r_blocks() };
-        t + r + ((self.blocks() - before) / 8).div_ceil(tiles)
+        t + r + (self.blocks() - before).div_ceil(8).div_ceil(tiles)
     }
 
     /// The indices of every feature in program order; `None` where a block is padded.

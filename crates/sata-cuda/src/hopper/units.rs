@@ -15,10 +15,11 @@ pub(super) struct Shape {
     pub terms: usize,
     /// Whether weights decay.
     pub fades: bool,
+    /// Whether some are exact.
+    pub near: bool,
 }
 
-/// Warpgroups that multiply in a block of threads of the reading kernel; each has two row tiles.
-const READERS: usize = 3;
+/// Row tiles of a warpgroup of the reading kernel.
 const ROW_TILES: usize = 2;
 const SUM_STAGES: usize = 6;
 
@@ -38,14 +39,20 @@ impl Shape {
         4 * (self.sizes.d_key + 1) * 32 + self.value_bytes()
     }
 
+    /// Warpgroups that multiply in a block of threads of the reading kernel: fewer where each needs
+    /// more registers.
+    fn readers(&self) -> usize {
+        if self.sizes.columns() > 40 && self.fades { 2 } else { 3 }
+    }
+
     /// Queries of a block of threads.
     pub(super) fn queries(&self) -> usize {
-        READERS * ROW_TILES * KEY_TILE
+        self.readers() * ROW_TILES * KEY_TILE
     }
 
     /// Threads of a block of the reading kernel: those that multiply, and a warpgroup that copies.
     pub(super) fn read_threads(&self) -> usize {
-        READERS * 128 + 128
+        self.readers() * 128 + 128
     }
 
     fn read_stages(&self) -> usize {
@@ -57,7 +64,9 @@ impl Shape {
         let slab = 9 * 16 * self.sizes.columns() * 2;
         let stage = slab.max(self.tile_bytes()).next_multiple_of(128);
         let words = if self.sizes.d_key == 8 { 4 } else { self.sizes.d_key / 2 + 4 };
-        self.read_stages() * (stage + 16) + self.queries() * words * 4
+        let near = usize::from(self.near);
+        let row = words * 4 + usize::from(self.fades) * 8 + near * 4;
+        self.read_stages() * (stage + 16) + self.queries() * row + near * 64
     }
 
     /// Warpgroups of the summing kernel, tiles of 64 features of each, and how many of those it
@@ -128,7 +137,8 @@ impl Shape {
 
     pub(super) fn read(&self) -> Unit {
         self.unit(unit!("hopper_read.cu"))
-            .define("WARPGROUPS", READERS)
+            .define("HAS_NEAR", u8::from(self.near))
+            .define("WARPGROUPS", self.readers())
             .define("ROW_TILES", ROW_TILES)
             .define("STAGES", self.read_stages())
             .define("BLOCK_QUERIES", self.queries())
