@@ -21,7 +21,7 @@ constexpr int ROWS_BYTES = QUERIES * (Q_WORDS * 4 + HAS_G * 8 + HAS_NEAR * 4) + 
 constexpr int THREADS = WARPGROUPS * 128 + 128;
 
 // Whether the dot products of all row tiles are on their way at once: they need registers.
-constexpr bool TOGETHER = ROW_TILES * (NA + 32) <= (HAS_G ? 92 : 108);
+constexpr bool TOGETHER = ROW_TILES * (NA + 32) <= (HAS_NEAR || HAS_G ? 64 : 96);
 
 // What is found in denominators: the layout of generic_local.cu's.
 struct Tally {
@@ -334,6 +334,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             ring.release();
         }
     }
+    mma_wait<0>();
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) mma_touch(acc[r]);
 

@@ -42,7 +42,7 @@ impl Shape {
     /// Warpgroups that multiply in a block of threads of the reading kernel: fewer where each needs
     /// more registers.
     fn readers(&self) -> usize {
-        if self.sizes.columns() > 40 && self.fades { 2 } else { 3 }
+        if self.sizes.columns() > 40 && (self.fades || self.near) { 2 } else { 3 }
     }
 
     /// Queries of a block of threads.
