@@ -15,6 +15,8 @@ pub enum Failure {
     },
     /// Whoever read the output has gone; there is nobody to tell.
     BrokenPipe,
+    /// A check that did not pass, which has been told in full.
+    Failed(String),
     /// Ctrl-C, after which everything was put away: what was done.
     Interrupted(String),
 }
@@ -59,7 +61,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Said { message, hint: None } => write!(f, "{message}"),
             Failure::Said { message, hint: Some(hint) } => write!(f, "{message}\n  hint: {hint}"),
-            Failure::Interrupted(done) => write!(f, "{done}"),
+            Failure::Interrupted(done) | Failure::Failed(done) => write!(f, "{done}"),
             Failure::BrokenPipe => write!(f, "the output was closed"),
         }
     }
@@ -80,6 +82,20 @@ impl From<sata::Error> for Failure {
                  an odd number of Taylor terms, smaller logits, or leave --strict away to get the \
                  outputs and a count"
             }
+            _ => return Failure::new(error.to_string()),
+        };
+        Failure::new(error.to_string()).hint(hint)
+    }
+}
+
+impl From<sata_cuda::Error> for Failure {
+    fn from(error: sata_cuda::Error) -> Self {
+        let hint = match error {
+            sata_cuda::Error::Call(error) => return Failure::from(error),
+            sata_cuda::Error::NoDriver { .. } => {
+                "this command needs an NVIDIA GPU of compute capability 8.0 or later and its driver"
+            }
+            sata_cuda::Error::OutOfMemory { .. } => "give it fewer heads, or a GPU of its own",
             _ => return Failure::new(error.to_string()),
         };
         Failure::new(error.to_string()).hint(hint)

@@ -27,6 +27,7 @@ mod tensors;
 mod texts;
 mod tokenizer;
 mod train;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -67,8 +68,12 @@ enum Command {
     /// Measure this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Compare a GPU with an f64 oracle, on fresh random inputs
+    Verify(verify::VerifyArgs),
 }
 
+/// Exit code of a check that did not pass.
+const FAILED: u8 = 1;
 /// Exit code of every error, clap's own included.
 const WRONG: u8 = 2;
 /// Exit code of what Ctrl-C stopped: 128 and the signal's number.
@@ -83,6 +88,7 @@ fn main() -> ExitCode {
             use std::io::Write;
             let (word, code) = match failure {
                 Failure::Interrupted(_) => ("interrupted", INTERRUPTED),
+                Failure::Failed(_) => ("failed", FAILED),
                 _ => ("error", WRONG),
             };
             let _ = writeln!(std::io::stderr(), "{word}: {failure}");
@@ -104,6 +110,8 @@ fn run(cli: &Cli) -> Outcome {
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Bench(bench::BenchCommand::Gpu(args)) => bench::gpu::run(args),
         Command::Bench(bench::BenchCommand::Generate(args)) => bench::generate::run(args),
     }
 }

@@ -4,6 +4,7 @@ mod backward;
 mod baseline;
 mod decode;
 pub mod generate;
+pub mod gpu;
 mod inputs;
 mod memory;
 mod paired;
@@ -24,6 +25,8 @@ use crate::table::table;
 pub enum BenchCommand {
     /// Measure the CPU engine against plain reads, matrix products and conventional attention
     Cpu(CpuArgs),
+    /// Measure an NVIDIA GPU: prefill, gradients, decode, and figure 6 of the paper
+    Gpu(gpu::GpuArgs),
     /// Measure generation: one core against a plain read of what it reads, and a long session
     /// against softmax with a KV cache
     Generate(generate::GenerateArgs),

@@ -7,13 +7,13 @@ mod findings;
 mod floor;
 mod formulas;
 mod page;
-mod random;
+pub(crate) mod random;
 mod recovery;
 mod recovery_figures;
 mod reference;
 mod results;
-mod scope;
-mod truth;
+pub(crate) mod scope;
+pub(crate) mod truth;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
