@@ -44,7 +44,7 @@ pub(crate) fn serves(problem: &Problem<'_>) -> bool {
     let (d_key, d_value) = (spec.d_key(), spec.d_value());
     let (properties, orders) = (problem.device.properties(), problem.orders());
     let aligned = |x: &RawView, by: i64| {
-        x.address % (2 * by as u64) == 0
+        x.address.is_multiple_of(2 * by as u64)
             && [x.batch, x.head, x.token].iter().all(|stride| stride % by == 0)
     };
     let value = if d_value % 8 == 0 { 8 } else { 1 };
@@ -71,8 +71,7 @@ pub(crate) fn serves(problem: &Problem<'_>) -> bool {
         && problem.kv_heads * problem.group <= MOST_BLOCKS
         && spec.block() < MOST_TOKENS
         && problem.past.as_ref().is_none_or(|past| !past.is_bf16)
-        && (problem.causal
-            || (problem.past.is_none() && !problem.fades() && spec.sinks() == 0))
+        && (problem.causal || (problem.past.is_none() && !problem.fades() && spec.sinks() == 0))
 }
 
 /// Computes a problem; what it finds in denominators is added to `tally`.
@@ -94,10 +93,8 @@ pub(crate) fn run(
     let tables = plan.once("hopper", || Tables::new(plan, &shape))?;
     let host = sequences(problem);
     // Unless tokens may be missing or fade, all that is to know of them is how many there are.
-    let plain = problem.past.is_none()
-        && problem.mask.is_none()
-        && !problem.fades()
-        && spec.sinks() == 0;
+    let plain =
+        problem.past.is_none() && problem.mask.is_none() && !problem.fades() && spec.sinks() == 0;
     let (windows, gathered);
     if plain {
         (windows, gathered) = (None, None);
@@ -206,7 +203,9 @@ impl Work<'_> {
         let chunk_sums = Buffer::<f32>::uninit(device, places(sums))?;
         let far = Buffer::<u16>::uninit(device, places(sums || initial))?;
         let total = match past {
-            Some(_) => Some(Buffer::<f32>::uninit(device, count * self.sequences.len() * elements)?),
+            Some(_) => {
+                Some(Buffer::<f32>::uninit(device, count * self.sequences.len() * elements)?)
+            }
             None => None,
         };
         let references = match shape.fades {
@@ -402,9 +401,5 @@ impl Work<'_> {
 }
 
 fn launch(grid: [usize; 3], threads: usize, shared: usize) -> Launch {
-    Launch {
-        grid: grid.map(|n| n as u32),
-        block: [threads as u32, 1, 1],
-        shared: shared as u32,
-    }
+    Launch { grid: grid.map(|n| n as u32), block: [threads as u32, 1, 1], shared: shared as u32 }
 }

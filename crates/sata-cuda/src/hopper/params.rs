@@ -113,7 +113,6 @@ pub(super) struct Scan {
     pub kv_heads: i32,
 }
 
-
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Commit {
