@@ -14,8 +14,8 @@ use half::{bf16, f16};
 use sata::{Decay, Form, Near, Series, Spec, SpecBuilder};
 use sata_cuda::offline::{Compilation, Target};
 use sata_cuda::{
-    Buffer, Call, Decoder, Device, Element, Error, Gradients, Plan, State, Step, Storage, SumsType,
-    View, ViewMut,
+    Buffer, Call, Decoder, Device, Element, Error, Gradients, Plan, State, StateGradient, Step,
+    Storage, SumsType, View, ViewMut,
 };
 
 /// Sources that no call reaches yet.
@@ -207,7 +207,7 @@ fn backward<E: Element>(device: &Device, case: &Case) -> Result<(), Error> {
     let mut gradients = Inputs::<E>::new(device, case, tokens)?;
     let [heads, all, ..] = inputs.sizes;
     let (d_key, d_value) = (case.spec.d_key(), case.spec.d_value());
-    for causal in [true, false] {
+    for (causal, kept) in [(true, false), (true, true), (false, false)] {
         if !causal && case.spec.near() != Near::None {
             continue;
         }
@@ -231,6 +231,11 @@ fn backward<E: Element>(device: &Device, case: &Case) -> Result<(), Error> {
                 out = out.slopes(&mut slopes);
             }
             Decay::None => (),
+        }
+        let mut state = begun(&plan, case, Storage::of(&case.spec))?;
+        let mut by_state = StateGradient::new(&plan, 1, heads)?;
+        if kept {
+            (call, out) = (call.state(&mut state), out.state(&mut by_state));
         }
         plan.backward(call, View::new(&inputs.y, [1, all, tokens, d_value])?, out)?;
     }

@@ -100,15 +100,19 @@ struct Backward {
     Raw initial_open, initial_sinks;
     f64* initial_past;
 
-    // Per place of each unit: g, Σ w dw. Per place of each sequence: how many there are up to the last before it that
+    // Per place of each unit: g, g at the last token that a query just before it sees, Σ w dw, and what a key's features were
+    // multiplied by when sums took them in. Per place of each sequence: how many there are up to the last before it that
     // weighs something.
     f64* g;
+    f64* own;
     f64* dw;
+    f32* folding;
     i32* live;
-    // Per query: the logarithm that weights are relative to, 1/D, δ.
+    // Per query: the logarithm that weights are relative to, 1/D, δ, and what sums are multiplied by over D.
     f32* shift;
     f32* inverse;
     f32* delta;
+    f32* reading;
 
     // One set of sums per unit and chunk at work, [features][D_VALUE] and then [features]; what goes on to the next
     // chunks, and what rounding took from it; where reading leaves its share, [split][unit][group][chunk][row][token].
@@ -248,22 +252,6 @@ DEVICE f32 query_at(const Backward& p, const Unit& u, i64 head, i64 query, int i
 }
 DEVICE f32 dy_at(const Backward& p, const Unit& u, i64 head, i64 query, int i) {
     return to_f32(row<const E>(p.dy, u.s.q_batch, u.head * p.group + head, u.s.q_first + query)[i]);
-}
-
-// What a query multiplies sums before `fold` by, over D.
-DEVICE f32 reading_factor(const Backward& p, const Unit& u, i64 head, i64 query, i64 fold) {
-    i64 at = unit_queries(p, u, head) + query;
-    f32 inverse = p.inverse[at];
-    f64 mark, own;
-    if (inverse == 0 || !mark_of(u, fold, mark)) return 0;
-    own_of(p, u, place_of(u, query), own);
-    return expf(f32(own - mark - f64(p.shift[at]))) * inverse;
-}
-
-// What a key's features were multiplied by when the sums before `fold` took them in.
-DEVICE f32 folding_factor(const Unit& u, i64 place, i64 fold) {
-    if (!is_live(u, place)) return 0;
-    return FADES ? expf(f32(u.g[u.live[fold] - 1] - u.g[place])) : 1.0f;
 }
 
 // Sums of unit `unit` (of those at work) and chunk `chunk` (likewise).

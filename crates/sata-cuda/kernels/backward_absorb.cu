@@ -113,8 +113,7 @@ DEVICE void end(const Backward& p, const f32 (&sums)[ROWS][4], f32* slot, i64 fi
 struct Keys {
     const Backward& p;
     const Unit& u;
-    i64 fold;
-    DEVICE f32 weight(i64 place) const { return folding_factor(u, place, fold); }
+    DEVICE f32 weight(i64 place) const { return p.folding[unit_places(p, u) + place]; }
     DEVICE f32 element(i64 place, int i) const { return key_at(p, u, place, i); }
     DEVICE f32 value(i64 place, int i) const { return i == D_VALUE ? 1.0f : value_at(p, u, place, i); }
 };
@@ -122,15 +121,15 @@ struct Keys {
 struct Queries {
     const Backward& p;
     const Unit& u;
-    i64 fold, head;
-    DEVICE f32 weight(i64 query) const { return reading_factor(p, u, head, query, fold); }
+    i64 head;
+    DEVICE f32 weight(i64 query) const { return p.reading[unit_queries(p, u, head) + query]; }
     DEVICE f32 element(i64 query, int i) const { return query_at(p, u, head, query, i); }
     DEVICE f32 value(i64 query, int i) const {
         return i == D_VALUE ? -p.delta[unit_queries(p, u, head) + query] : dy_at(p, u, head, query, i);
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_keys(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_absorb_keys(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile& tile = *reinterpret_cast<Tile*>(shared);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -141,12 +140,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_keys(const
     f32 sums[ROWS][4];
     begin(p, tile, sums, first_feature);
     i64 from = fold_of(p, u, chunk), to = fold_of(p, u, chunk + 1);
-    Keys keys = {p, u, to};
+    Keys keys = {p, u};
     absorb(p, tile, sums, keys, from, to, column);
     end(p, sums, slot_of(p, blockIdx.z, blockIdx.y), first_feature, column);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_queries(const __grid_constant__ Backward p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) backward_absorb_queries(const __grid_constant__ Backward p) {
     DYNAMIC_SHARED(shared);
     Tile& tile = *reinterpret_cast<Tile*>(shared);
     UNIT(u, p.first_unit + blockIdx.z);
@@ -157,11 +156,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_absorb_queries(co
     f32 sums[ROWS][4];
     begin(p, tile, sums, first_feature);
     Read read = p.reads[u.s.reads_at + chunk];
-    i64 fold = fold_of_read(p, u, chunk);
     f64 mark;
-    if (mark_of(u, fold, mark)) {
+    if (mark_of(u, fold_of_read(p, u, chunk), mark)) {
         for (i64 head = 0; head < p.group; ++head) {
-            Queries queries = {p, u, fold, head};
+            Queries queries = {p, u, head};
             absorb(p, tile, sums, queries, read.first, read.end, column);
         }
     }

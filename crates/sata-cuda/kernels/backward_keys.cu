@@ -128,14 +128,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_keys(cons
             }
         }
     }
-    i64 fold = folded ? to : 0;
 #pragma unroll
     for (int i = 0; i < SIDE; ++i) {
         f32 dw = row_sum(rows.dw[i]);
         int t = y * SIDE + i;
         i64 place = first + t;
         if (place >= end) continue;
-        f32 factor = folded ? folding_factor(u, place, fold) : 0;
+        f32 factor = folded ? p.folding[unit_places(p, u) + place] : 0;
         if (factor != 0) {
             for (i64 split = 0; split < p.splits; ++split) {
                 const f32* far = far_of(p, split, blockIdx.z, 0, blockIdx.y, D_KEY + 1 + D_VALUE) + own + t;

@@ -51,11 +51,7 @@ DEVICE void load_queries(const Backward& p, const Unit& u, QueryTile& tile, i64 
         if (t >= count) continue;
         tile.place[t] = place_from(place, from);
         tile.limit[t] = place_from(far_until(p, place), from);
-        if (FADES) {
-            f64 own;
-            own_of(p, u, place, own);
-            tile.own[t] = split(own);
-        }
+        if (FADES) tile.own[t] = split(p.own[unit_places(p, u) + place + 1]);
         if (settled) {
             i64 at = unit_queries(p, u, head) + first + t;
             tile.shift[t] = p.shift[at];

@@ -8,7 +8,7 @@
 //
 // Grid: (heads of a group) · (tiles of TILE queries), chunks at work, units at work. Block: 256 threads; tiles of keys
 // pass, for each x and u are multiplied, weights made, and multiplied with keys again.
-// Leaves dq, and shift, 1/D and δ of each query.
+// Leaves dq, and shift, 1/D, δ and the sums' factor of each query.
 // Bytes: the window's keys and values once per tile (from L2). FLOPs: 2 (3 D_KEY + D_VALUE) per pair.
 #include "backward_pairs.cuh"
 
@@ -52,8 +52,7 @@ DEVICE void take_far(const Backward& p, const Unit& u, Rows& rows, i64 head, i64
         i64 place = place_of(u, query + t);
         if (!mark_of(u, far_until(p, place), anchor)) continue;
         // All that is far is relative to the last that is far at first.
-        f64 own = 0;
-        if (FADES) own_of(p, u, place, own);
+        f64 own = FADES ? p.own[unit_places(p, u) + place + 1] : 0;
         f32 level = FADES ? fmaxf(f32(own - anchor), NOTHING) : 0;
         rows.level[i] = level;
         if (!has_sums) continue;
@@ -183,8 +182,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(c
         int t = y * SIDE + i;
         i64 query = first + t, place = place_of(u, query);
         if (query >= read.end) continue;
-        f64 any;
-        f32 inverse = own_of(p, u, place, any) ? 1 / den : 0;
+        f64 seen, mark;
+        f32 inverse = own_of(p, u, place, seen) ? 1 / den : 0;
         f32 delta = dot * inverse;
         E* dq = row<E>(p.dq, u.s.q_batch, u.head * p.group + head, u.s.q_first + query);
 #pragma unroll
@@ -197,6 +196,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(c
             p.shift[at] = rows.level[i];
             p.inverse[at] = inverse;
             p.delta[at] = delta;
+            bool has_sums = inverse != 0 && mark_of(u, fold, mark);
+            p.reading[at] = has_sums ? expf(FADES ? f32(seen - mark) - rows.level[i] : -rows.level[i]) * inverse : 0;
         }
     }
 }

@@ -1,15 +1,18 @@
 // What the backward pass does token by token, besides weighing.
 //
 // backward_places: g at each place (f64, the running sum of the logarithms of decays from place 0 on), and how many
-// places there are up to the last before each that weighs something. Grid: units. Block: 256 threads.
-// backward_logs: the gradients by those logarithms. A gate is part of g of all tokens from its own on, and every query
-// has Σ w dw = 0, so that of token r is (what comes after the call) − Σ_{s ≥ r} Σ_t w dw. Grid: units.
+// places there are up to the last before each that weighs something. Grid: units.
+// backward_weights: from these g at the last token that a query just before each place sees, and what the features of a key there
+// are multiplied by when sums take it in. Grid: units · (tiles of 256 places).
+// backward_logs: the gradients by the logarithms. A gate is part of g of all tokens from its own on, and every query has
+// Σ w dw = 0, so that of token r is (what comes after the call) − Σ_{s ≥ r} Σ_t w dw. Grid: units.
 // backward_slopes: a slope is minus the logarithm of each token of its head. Grid: key/value heads. Block: 1 thread.
+// Blocks have 256 threads; a thread of a scan has ITEMS neighbouring tokens.
 // All sums have the same order at every run.
 // Bytes: 8 to 20 per token and key/value head.
 #include "backward.cuh"
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 256, ITEMS = 4;
 // As good as −∞ for the logarithm of a gate, with sums that keep their digits.
 constexpr f64 LOWEST_GATE = -1e5;
 
@@ -56,55 +59,114 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_places(const __gr
     __shared__ Scan<f64> of_g;
     __shared__ Scan<i32> of_live;
     UNIT(u, blockIdx.x);
-    int thread = threadIdx.x;
     if (FADES) {
         f64* g = p.g + unit_places(p, u);
         f64 before = 0, all;
-        for (i64 first = 0; first < u.total; first += THREADS) {
-            i64 place = first + thread;
-            f64 log = place < u.total ? log_at(p, u, place) : 0;
-            f64 sum = scan(of_g, log, 0.0, all, [](f64 a, f64 b) { return a + b; });
-            if (place < u.total) g[place] = before + sum;
+        for (i64 first = 0; first < u.total; first += THREADS * ITEMS) {
+            i64 own = first + threadIdx.x * ITEMS;
+            f64 logs[ITEMS], sum = 0;
+#pragma unroll
+            for (int i = 0; i < ITEMS; ++i) {
+                logs[i] = own + i < u.total ? log_at(p, u, own + i) : 0;
+                sum += logs[i];
+            }
+            f64 at = scan(of_g, sum, 0.0, all, [](f64 a, f64 b) { return a + b; });
+            at = before + at - sum;
+#pragma unroll
+            for (int i = 0; i < ITEMS; ++i) {
+                at += logs[i];
+                if (own + i < u.total) g[own + i] = at;
+            }
             before += all;
         }
     }
     if (u.head != 0) return;
     i32* live = p.live + u.s.places_at;
     i32 before = 0, all;
-    if (thread == 0) live[0] = 0;
-    for (i64 first = 0; first < u.total; first += THREADS) {
-        i64 place = first + thread;
-        bool is = place < u.total && u.s.folded + place >= p.sink_count;
-        if (is && place < u.s.open) {
-            is = p.open.weights[open_at(p, u, place)] != 0;
-        } else if (is && p.mask) {
-            is = p.mask[u.s.k_batch * p.mask_batch + u.s.k_first + place - u.s.open] != 0;
+    auto later = [](i32 a, i32 b) { return a > b ? a : b; };
+    if (threadIdx.x == 0) live[0] = 0;
+    for (i64 first = 0; first < u.total; first += THREADS * ITEMS) {
+        i64 own = first + threadIdx.x * ITEMS;
+        i32 last[ITEMS], highest = 0;
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            i64 place = own + i;
+            bool is = place < u.total && u.s.folded + place >= p.sink_count;
+            if (is && place < u.s.open) {
+                is = p.open.weights[open_at(p, u, place)] != 0;
+            } else if (is && p.mask) {
+                is = p.mask[u.s.k_batch * p.mask_batch + u.s.k_first + place - u.s.open] != 0;
+            }
+            if (is) highest = i32(place) + 1;
+            last[i] = highest;
         }
-        i32 last = scan(of_live, is ? i32(place) + 1 : 0, 0, all, [](i32 a, i32 b) { return a > b ? a : b; });
-        if (place < u.total) live[place + 1] = max(before, last);
-        before = max(before, all);
+        // That of the threads before this one: they are in order.
+        i32 with_own = scan(of_live, highest, 0, all, later);
+        i32 up_to = __shfl_up_sync(0xffffffffu, with_own, 1u);
+        if (threadIdx.x % 32 == 0) up_to = of_live.warps[threadIdx.x / 32];
+        up_to = later(before, up_to);
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            if (own + i < u.total) live[own + i + 1] = later(up_to, last[i]);
+        }
+        before = later(before, all);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) backward_weights(const __grid_constant__ Backward p) {
+    i64 tiles = p.far_tokens;
+    UNIT(u, blockIdx.x / tiles);
+    i64 place = i64(blockIdx.x % tiles) * THREADS + threadIdx.x;
+    if (place > u.total) return;
+    i64 at = unit_places(p, u) + place;
+    if (FADES) {
+        f64 own;
+        own_of(p, u, place - 1, own);
+        p.own[at] = own;
+    }
+    if (place == u.total) return;
+    // The first fold after the place, if there is one.
+    i64 low = 1, high = u.s.folds + 1;
+    while (low < high) {
+        i64 middle = (low + high) / 2;
+        if (fold_of(p, u, middle) > place) high = middle;
+        else low = middle + 1;
+    }
+    f32 weight = 0;
+    if (low <= u.s.folds && is_live(u, place)) {
+        weight = FADES ? expf(f32(u.g[u.live[fold_of(p, u, low)] - 1] - u.g[place])) : 1;
+    }
+    p.folding[at] = weight;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) backward_logs(const __grid_constant__ Backward p) {
     __shared__ Scan<f64> of_logs;
     UNIT(u, blockIdx.x);
-    int thread = threadIdx.x;
     const f64* dw = p.dw + unit_places(p, u) + u.s.open;
     f64 later = p.final_past ? p.final_past[u.row] : 0, all, slope = 0;
-    for (i64 first = 0; first < u.s.keys; first += THREADS) {
-        i64 token = u.s.keys - 1 - first - thread;
-        f64 own = token >= 0 ? -dw[token] : 0;
-        f64 by_log = later + scan(of_logs, own, 0.0, all, [](f64 a, f64 b) { return a + b; });
+    auto sum = [](f64 a, f64 b) { return a + b; };
+    for (i64 first = 0; first < u.s.keys; first += THREADS * ITEMS) {
+        i64 own = u.s.keys - 1 - first - threadIdx.x * ITEMS;
+        f64 logs[ITEMS], of_own = 0;
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            logs[i] = own - i >= 0 ? -dw[own - i] : 0;
+            of_own += logs[i];
+        }
+        f64 at = later + scan(of_logs, of_own, 0.0, all, sum) - of_own;
         later += all;
-        if (token < 0) continue;
-        slope -= by_log;
-        if (p.d_log_gates.ptr) {
-            *row<f32>(p.d_log_gates, u.s.k_batch, u.head, u.s.k_first + token) = f32(by_log);
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            at += logs[i];
+            if (own - i < 0) continue;
+            slope -= at;
+            if (p.d_log_gates.ptr) {
+                *row<f32>(p.d_log_gates, u.s.k_batch, u.head, u.s.k_first + own - i) = f32(at);
+            }
         }
     }
-    scan(of_logs, slope, 0.0, all, [](f64 a, f64 b) { return a + b; });
-    if (thread != 0) return;
+    scan(of_logs, slope, 0.0, all, sum);
+    if (threadIdx.x != 0) return;
     // Nobody reads g any more.
     p.g[unit_places(p, u)] = all;
     if (p.initial_past) p.initial_past[u.row] = later;

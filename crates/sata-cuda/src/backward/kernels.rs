@@ -226,6 +226,7 @@ pub(crate) struct Kernels {
     pub sinks: Kernel,
     pub sinks_end: Kernel,
     pub places: Kernel,
+    pub weights: Kernel,
     pub logs: Kernel,
     pub slopes: Kernel,
 }
@@ -248,6 +249,7 @@ impl Kernels {
             sinks: device.kernel(&keys, "backward_sinks")?,
             sinks_end: device.kernel(&keys, "backward_sinks_end")?,
             places: device.kernel(&tokens, "backward_places")?,
+            weights: device.kernel(&tokens, "backward_weights")?,
             logs: device.kernel(&tokens, "backward_logs")?,
             slopes: device.kernel(&tokens, "backward_slopes")?,
         })

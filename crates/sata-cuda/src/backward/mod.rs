@@ -159,23 +159,29 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
     let fades = problem.fades();
     let of_fading = if fades { table.places * problem.kv_heads } else { 0 };
     let g = Buffer::<f64>::uninit(device, of_fading)?;
+    let own = Buffer::<f64>::uninit(device, of_fading)?;
     let dw = Buffer::<f64>::uninit(device, of_fading)?;
+    let folding = Buffer::<f32>::uninit(device, table.places * problem.kv_heads)?;
     let live = Buffer::<i32>::uninit(device, table.places)?;
     let queries = table.queries * problem.kv_heads * problem.group;
     let shift = Buffer::<f32>::uninit(device, queries)?;
     let inverse = Buffer::<f32>::uninit(device, queries)?;
     let delta = Buffer::<f32>::uninit(device, queries)?;
+    let reading = Buffer::<f32>::uninit(device, queries)?;
 
     let mut params = params(problem, &features, &wanted);
     params.sequences = sequences.address();
     params.folds = folds.address();
     params.reads = reads.address();
     params.g = g.address();
+    params.own = own.address();
     params.dw = dw.address();
+    params.folding = folding.address();
     params.live = live.address();
     params.shift = shift.address();
     params.inverse = inverse.address();
     params.delta = delta.address();
+    params.reading = reading.address();
     if let Some(state) = &mut state {
         state.give(&mut params)?;
     }
@@ -199,6 +205,10 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
     };
     let units = table.rows.len() * problem.kv_heads;
     stages.each_unit(&kernels.places, units, 256, &params)?;
+    // Tiles of places of each.
+    let tiles = (longest + 1).div_ceil(256);
+    let weights = Params { far_tokens: tiles as i64, ..params };
+    stages.each_unit(&kernels.weights, units * tiles, 256, &weights)?;
     Sweep::new(device, &stages, &table, sizes, params)?.run()?;
     if fades && (wanted.d_log_gates.is_some() || wanted.d_slopes.is_some() || keep) {
         stages.each_unit(&kernels.logs, units, 256, &params)?;
@@ -288,11 +298,14 @@ fn params(problem: &Problem<'_>, features: &Features, wanted: &Wanted<'_>) -> Pa
         initial_sinks: RawTokens::NONE,
         initial_past: 0,
         g: 0,
+        own: 0,
         dw: 0,
+        folding: 0,
         live: 0,
         shift: 0,
         inverse: 0,
         delta: 0,
+        reading: 0,
         slots: 0,
         carry: 0,
         far: 0,

@@ -69,11 +69,14 @@ pub(crate) struct Params {
     pub initial_past: u64,
 
     pub g: u64,
+    pub own: u64,
     pub dw: u64,
+    pub folding: u64,
     pub live: u64,
     pub shift: u64,
     pub inverse: u64,
     pub delta: u64,
+    pub reading: u64,
 
     pub slots: u64,
     pub carry: u64,
