@@ -9,9 +9,15 @@
 // another thread of the system, so that __shared__ variables are thread-local ones.
 //
 // Wrong use is found and reported instead of hanging: a barrier that some threads never reach, shuffles that
-// name lanes of other masks, traps. Shared dynamic memory holds NaN when a block begins.
+// name lanes of other masks, traps. Shared dynamic memory holds NaN when a block begins. Threads run from the
+// first to the last in every other block, from the last to the first in the others: where a barrier is missing,
+// one of the two reads what is not there yet.
 #pragma once
 
+// The C library's functions without the C++ library's templates around them, which take long to read.
+#if !__has_include(<__config>)
+#define _GLIBCXX_INCLUDE_NEXT_C_HEADERS
+#endif
 #include <float.h>
 #include <math.h>
 #include <sched.h>
@@ -81,6 +87,7 @@ struct Block {
     void* arguments;
     Dim3 index;
     unsigned threads, alive;
+    bool backwards;                  // its threads take turns from the last to the first
     uint64_t progress, seen, idle, naps;
     Context scheduler;
     Barrier barriers[BARRIERS];
@@ -148,9 +155,15 @@ inline __attribute__((noinline)) void yield(bool within_warp) {
     }
     unsigned next = me.next;
     if (within_warp) {
-        unsigned lane = me.index % WARP, alive = b.warps[me.index / WARP].alive;
-        unsigned after = alive & ~((2u << lane) - 1);
-        next = me.index - lane + unsigned(__builtin_ctz(after ? after : alive));
+        unsigned lane = me.index % WARP, alive = b.warps[me.index / WARP].alive, other;
+        if (b.backwards) {
+            unsigned before = alive & ((1u << lane) - 1);
+            other = 31 - unsigned(__builtin_clz(before ? before : alive));
+        } else {
+            unsigned after = alive & ~((2u << lane) - 1);
+            other = unsigned(__builtin_ctz(after ? after : alive));
+        }
+        next = me.index - lane + other;
     }
     if (next != me.index) change(me.context, b.fibers[next].context);
     __asm__ volatile("" ::: "memory");
@@ -326,6 +339,8 @@ inline __attribute__((noinline)) void run(void* memory, Launch* launch, void (*b
         b.index.y = unsigned(at / launch->grid.x % launch->grid.y);
         b.index.z = unsigned(at / launch->grid.x / launch->grid.y);
         b.alive = b.threads;
+        // What lacks a barrier goes wrong in one of the two directions, most likely.
+        b.backwards = (b.index.x + b.index.y + b.index.z) % 2 == 1;
         b.progress = b.seen = b.idle = b.naps = 0;
         memset(b.barriers, 0, sizeof b.barriers);
         for (unsigned w = 0; w * WARP < b.threads; ++w) {
@@ -339,13 +354,14 @@ inline __attribute__((noinline)) void run(void* memory, Launch* launch, void (*b
             fiber.thread.y = i / launch->block.x % launch->block.y;
             fiber.thread.z = i / launch->block.x / launch->block.y;
             fiber.index = i;
-            fiber.next = i + 1 < b.threads ? i + 1 : 0;
-            fiber.previous = i > 0 ? i - 1 : b.threads - 1;
+            unsigned above = i + 1 < b.threads ? i + 1 : 0, below = i > 0 ? i - 1 : b.threads - 1;
+            fiber.next = b.backwards ? below : above;
+            fiber.previous = b.backwards ? above : below;
             fiber.ended = false;
             b.warps[i / WARP].alive |= 1u << i % WARP;
             make(b, i);
         }
-        change(b.scheduler, b.fibers[0].context);
+        change(b.scheduler, b.fibers[b.backwards ? b.threads - 1 : 0].context);
         __asm__ volatile("" ::: "memory");
     }
 }
@@ -540,6 +556,27 @@ SATA_LESSER(unsigned long)
 SATA_LESSER(long long)
 SATA_LESSER(unsigned long long)
 #undef SATA_LESSER
+#if defined(_GLIBCXX_INCLUDE_NEXT_C_HEADERS)
+#define SATA_OF_FLOAT(name) \
+    inline float name(float x) { return name##f(x); }
+SATA_OF_FLOAT(exp)
+SATA_OF_FLOAT(exp2)
+SATA_OF_FLOAT(log)
+SATA_OF_FLOAT(log2)
+SATA_OF_FLOAT(sqrt)
+SATA_OF_FLOAT(fabs)
+SATA_OF_FLOAT(floor)
+SATA_OF_FLOAT(ceil)
+#undef SATA_OF_FLOAT
+inline float fmax(float a, float b) { return fmaxf(a, b); }
+inline float fmin(float a, float b) { return fminf(a, b); }
+inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
+inline float pow(float a, float b) { return powf(a, b); }
+inline int abs(int x) { return x < 0 ? -x : x; }
+inline float abs(float x) { return fabsf(x); }
+inline double abs(double x) { return fabs(x); }
+#endif
+inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }

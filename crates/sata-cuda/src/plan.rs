@@ -8,10 +8,10 @@ use sata::basis::Basis;
 use sata::{Form, Spec};
 
 use crate::generic::Wish;
-use crate::{Buffer, Device, Error, Kernel, Plain, Unit};
+use crate::{Device, Error};
 
-/// A spec on a device: what is computed, the tables that kernels need (uploaded when they are first
-/// needed) and the kernels themselves. Immutable; share it by reference or [`Arc`].
+/// A spec on a device: what is computed, and what kernels need for it, made when it is first needed.
+/// Immutable; share it by reference or [`Arc`].
 #[derive(Debug)]
 pub struct Plan {
     device: Device,
@@ -19,7 +19,6 @@ pub struct Plan {
     orders: Vec<usize>,
     wish: Wish,
     tables: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
-    kernels: Mutex<HashMap<(Unit, &'static str), Arc<Kernel>>>,
 }
 
 impl Plan {
@@ -35,7 +34,6 @@ impl Plan {
             orders: spec.orders(),
             wish: Wish::default(),
             tables: Mutex::default(),
-            kernels: Mutex::default(),
         })
     }
 
@@ -125,34 +123,6 @@ impl Plan {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let table = tables.entry(name).or_insert_with(|| made.clone()).clone();
         Ok(table.downcast::<T>().unwrap_or(made))
-    }
-
-    /// A table on the device, uploaded once.
-    pub(crate) fn table<T: Plain>(
-        &self,
-        name: impl Into<String>,
-        make: impl FnOnce() -> Result<Vec<T>, Error>,
-    ) -> Result<Arc<Buffer<T>>, Error> {
-        self.once(name, || Buffer::from_slice(&self.device, &make()?))
-    }
-
-    /// How often each feature occurs, in the order of the basis, on the device.
-    pub(crate) fn multiplicities(&self) -> Result<Arc<Buffer<f32>>, Error> {
-        self.table("multiplicities", || {
-            Ok(self.basis()?.multiplicities().iter().map(|&m| m as f32).collect())
-        })
-    }
-
-    /// A kernel, looked up by its unit without hashing its source again.
-    pub(crate) fn kernel(&self, unit: &Unit, name: &'static str) -> Result<Arc<Kernel>, Error> {
-        let key = (unit.clone(), name);
-        let found = self.kernels.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if let Some(kernel) = found {
-            return Ok(kernel);
-        }
-        let kernel = Arc::new(self.device.kernel(unit, name)?);
-        self.kernels.lock().unwrap_or_else(PoisonError::into_inner).insert(key, kernel.clone());
-        Ok(kernel)
     }
 }
 

@@ -86,6 +86,19 @@ fn dynamic_shared_memory_begins_as_nan_in_each_block() {
 }
 
 #[test]
+fn threads_run_in_both_directions() {
+    // Without a barrier between, a neighbour's number is there or not by the direction.
+    let body = "
+        __shared__ u32 shared[64];
+        shared[threadIdx.x] = 0;
+        __syncthreads();
+        shared[threadIdx.x] = 1;
+        ((u32*)p.out)[blockIdx.x * 64 + threadIdx.x] = shared[(threadIdx.x + 1) % 64];";
+    let out = run::<u32>(body, Launch::linear(2, 64), 128).unwrap();
+    assert_ne!(out[5], out[64 + 5]);
+}
+
+#[test]
 fn threads_that_have_ended_are_not_waited_for() {
     let body = "
         if (threadIdx.x % 3 == 0) return;

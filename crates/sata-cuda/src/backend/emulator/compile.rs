@@ -55,7 +55,8 @@ pub(super) fn compiler() -> Result<&'static Compiler, Error> {
 fn flags() -> Vec<&'static str> {
     let mut flags = vec![
         "-std=c++17",
-        "-O2",
+        // More takes longer than it saves.
+        "-O1",
         "-fPIC",
         "-shared",
         "-fno-strict-aliasing",
