@@ -56,7 +56,7 @@ struct Shared {
 };
 SAME_SIZE(Shared, SHARED_BYTES);
 
-extern "C" __global__ void __launch_bounds__(THREADS) far_read(const __grid_constant__ Read p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) far_read(const __grid_constant__ Read p) {
     DYNAMIC_SHARED(memory);
     Shared& m = *reinterpret_cast<Shared*>(memory);
     u32* factors = reinterpret_cast<u32*>(memory + sizeof(Shared));  // [STEP][width]

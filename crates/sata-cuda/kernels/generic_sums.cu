@@ -44,7 +44,7 @@ struct Shared {
 };
 SAME_SIZE(Shared, SHARED_BYTES);
 
-extern "C" __global__ void __launch_bounds__(THREADS) chunk_sums(const __grid_constant__ Sums p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) chunk_sums(const __grid_constant__ Sums p) {
     DYNAMIC_SHARED(memory);
     Shared& m = *reinterpret_cast<Shared*>(memory);
     const int thread = int(threadIdx.x);
