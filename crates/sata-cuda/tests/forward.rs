@@ -142,7 +142,7 @@ fn long_decays_and_large_logits() {
         check(&far.spec(s), &inputs, &fade, false, 16, 1.0);
     }
     // Nothing but sinks, and now and then all before is forgotten.
-    let gate = |i: usize| if i % 9 == 0 { -3e4 } else { 0.0 };
+    let gate = |i: usize| if i.is_multiple_of(9) { -3e4 } else { 0.0 };
     let log_gates = (0..s.batch * s.kv_heads * s.keys).map(gate).collect();
     let fade = Fade::Gates { keys: s.keys, log_gates };
     for near in [Near::None, Near::Blocks(1)] {

@@ -22,7 +22,8 @@ pub struct Group {
 /// # Errors
 /// None for the specs that are listed.
 pub fn all(quick: bool) -> Outcome<Vec<Group>> {
-    let groups: [(&str, fn() -> Outcome<Vec<Case>>); 12] = [
+    type Make = fn() -> Outcome<Vec<Case>>;
+    let groups: [(&str, Make); 12] = [
         ("head sizes and terms", sizes_and_terms),
         ("odd sizes", odd_sizes),
         ("borders", borders),
@@ -152,7 +153,7 @@ fn borders() -> Outcome<Vec<Case>> {
     for (i, tokens) in BORDERS.into_iter().enumerate() {
         let trained = taylor(32, 3).near(Near::Blocks(1)).decay(Decay::Gates);
         for (spec, d, dtype, chunk) in [
-            (taylor(16, 4), 16, Dtype::Bf16, 128),
+            (taylor(16, 4), 16, Dtype::Bf16, 192),
             (taylor(16, 4), 16, Dtype::F32, 64),
             (trained.clone(), 32, Dtype::Bf16, 64),
             (trained, 32, Dtype::F32, 128),
@@ -206,7 +207,6 @@ fn series() -> Outcome<Vec<Case>> {
         let d = if terms > 8 { 2 } else { 5 };
         let sizes = Sizes { batch: 2, kv_heads: 2, group: 2, ..Sizes::new(130, d, 6) };
         let case = Case::new(with(d, 6, &series, terms), sizes)?;
-        // Where weights may be negative, rounding is worst: fewer tokens do not average it out.
         all.push(case.clone().form(Form::State, 24));
         all.push(case.clone().form(Form::Direct, 24));
         all.push(case.clone().full(37).form(Form::State, 24));

@@ -163,14 +163,11 @@ fn verify(engine: &Engine, groups: Vec<Group>, seed: u64, args: &VerifyArgs) -> 
         cases.extend(found?.into_iter().flatten());
     }
     let mut recovery = vec![];
-    if let Engine::Device(device) = engine
-        && !device.is_emulated()
-        && wanted("recovery")
-    {
+    if args.device != Which::Emulator && wanted("recovery") {
         line(
             "\nrecovery of softmax over 102,400 tokens: log10|Y−Ŷ| at 5 25 50 75 95 99.9 %".into(),
         )?;
-        recovery = recovery::run(device, seed, args.quick, |found| line(recovered(found)))?;
+        recovery = recovery::run(engine, seed, args.quick, |found| line(recovered(found)))?;
     }
     let passed = cases.iter().filter(|found| found.pass).count()
         + recovery.iter().filter(|found| found.pass).count();
@@ -219,7 +216,7 @@ fn said(found: &Found) -> String {
 fn recovered(found: &Recovered) -> String {
     let six = |x: &[f64; 6]| x.map(|x| format!("{x:.2}")).join(" ");
     format!(
-        "{}  d={} P={} {}: {}, last {:.2} (reference: {}, last {:.2}); {} denominators not positive{}",
+        "{}  recovery d={} P={} {}: {}, last {:.2} (reference: {}, last {:.2}); {} denominators not positive{}",
         verdict(found.pass),
         found.d,
         found.terms,

@@ -207,7 +207,7 @@ mod tests {
         for builder in [
             of(),
             of().terms(5),
-            of().series(Series::power(4)),
+            Spec::new(3, 4).series(Series::power(4)).block(8),
             of().near(Near::Blocks(1)).sinks(3),
             of().near(Near::Blocks(0)).decay(Decay::Gates),
             of().sinks(5).decay(Decay::Slopes),

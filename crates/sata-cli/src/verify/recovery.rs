@@ -3,9 +3,11 @@
 
 use half::{bf16, f16};
 use sata::Spec;
-use sata_cuda::{Buffer, Call, Device, Element, Plan, View, ViewMut};
+use sata_cuda::Element;
 use serde::Serialize;
 
+use super::inputs::{Inputs, Sizes, wide};
+use super::machine::{Engine, How};
 use crate::errors::Errors;
 use crate::failure::{Failure, Outcome};
 use crate::reproduce::random::Sample;
@@ -39,9 +41,11 @@ const UPPER: f64 = 0.02 + 0.005;
 const HIGHEST: f64 = 0.15;
 /// The median of the last tokens: of a thousand queries.
 const OF_LAST: f64 = 0.05;
-/// Numbers that are compared, spread over the whole context.
-const ELEMENTS: usize = 1 << 17;
-const ELEMENTS_QUICK: usize = 1 << 14;
+/// Numbers that are compared, spread over the whole context and over draws of inputs.
+const ELEMENTS: usize = 1 << 18;
+const ELEMENTS_QUICK: usize = 1 << 15;
+/// Numbers of a token over all draws of inputs: those of one draw of small heads are off by 0.02.
+const WIDTH: usize = 64;
 
 /// One head size, number of terms and type.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +56,8 @@ pub struct Recovered {
     pub terms: usize,
     /// Of q, k, v and outputs.
     pub dtype: &'static str,
+    /// Draws of inputs, a head each.
+    pub draws: usize,
     /// Queries that were compared over the whole context.
     pub queries: usize,
     /// Denominators of all tokens that were not positive, or not finite.
@@ -79,7 +85,7 @@ pub struct Recovered {
 /// # Errors
 /// What the library refuses, or the device has no room for.
 pub fn run(
-    device: &Device,
+    engine: &Engine,
     seed: u64,
     quick: bool,
     mut done: impl FnMut(&Recovered) -> Outcome,
@@ -89,49 +95,67 @@ pub fn run(
         if quick && d > 16 {
             continue;
         }
-        let sample = Sample::new(seed, d, TOKENS);
+        let draws: Vec<Sample> = (0..WIDTH as u64 / d as u64)
+            .map(|draw| Sample::new(seed.wrapping_add(1000 * draw), d, TOKENS))
+            .collect();
         let elements = if quick { ELEMENTS_QUICK } else { ELEMENTS };
-        of_type::<f16>(device, &sample, seed, d, elements, &mut all, &mut done)?;
-        of_type::<bf16>(device, &sample, seed, d, elements, &mut all, &mut done)?;
+        let inputs = Draws { seed, d, elements, draws: &draws };
+        of_type::<f16>(engine, &inputs, &mut all, &mut done)?;
+        of_type::<bf16>(engine, &inputs, &mut all, &mut done)?;
     }
     Ok(all)
 }
 
-fn of_type<E: Element>(
-    device: &Device,
-    sample: &Sample,
+/// Inputs of some heads.
+struct Draws<'d> {
     seed: u64,
     d: usize,
     elements: usize,
+    draws: &'d [Sample],
+}
+
+fn of_type<E: Element>(
+    engine: &Engine,
+    inputs: &Draws<'_>,
     all: &mut Vec<Recovered>,
     done: &mut impl FnMut(&Recovered) -> Outcome,
 ) -> Outcome {
-    let narrow = |x: &Vec<f32>| x.iter().map(|&x| E::from_compute(x)).collect::<Vec<E>>();
-    let qkv = [0, 1, 2].map(|i| narrow(&sample.qkv[i]));
-    let wide = [0, 1, 2].map(|i: usize| super::inputs::wide(&qkv[i]));
-    let truth = Truth::new(seed, d, &wide, Some(elements / d))?;
-    let [q, k, v] = qkv.map(|x| Buffer::from_slice(device, &x));
-    let (q, k, v) = (q?, k?, v?);
+    let Draws { seed, d, elements, draws } = *inputs;
+    let heads = draws.len();
+    let mut truths = vec![];
+    let mut qkv: [Vec<E>; 3] = Default::default();
+    for (i, draw) in draws.iter().enumerate() {
+        let narrow = |x: &Vec<f32>| x.iter().map(|&x| E::from_compute(x)).collect::<Vec<E>>();
+        let own = [0, 1, 2].map(|i| narrow(&draw.qkv[i]));
+        let exact = [0, 1, 2].map(|i: usize| wide(&own[i]));
+        let seed = seed.wrapping_add(i as u64);
+        truths.push(Truth::new(seed, d, &exact, Some(elements / d / heads))?);
+        qkv.iter_mut().zip(own).for_each(|(all, own)| all.extend(own));
+    }
+    let [q, k, v] = qkv;
+    let sizes = Sizes { kv_heads: heads, ..Sizes::new(TOKENS, d, d) };
+    let inputs = Inputs { sizes, q, k, v, mask: None, slopes: None, gates: None };
     for &(_, terms, reference, reference_last) in REFERENCE.iter().filter(|row| row.0 == d) {
-        let plan = Plan::new(device, &Spec::new(d, d).terms(terms).build()?)?;
-        let shape = [1, 1, TOKENS, d];
-        let mut y = Buffer::<E>::uninit(device, TOKENS * d)?;
-        y.fill_bytes(0xff)?;
-        let call =
-            Call::causal(View::new(&q, shape)?, View::new(&k, shape)?, View::new(&v, shape)?);
-        let found = plan.run(call, ViewMut::new(&mut y, shape)?)?;
-        let y = y.to_vec()?;
-        let errors = |indices: &[usize]| -> Outcome<Errors> {
-            let of = |&i: &usize| {
-                y[truth.positions[i] * d..][..d].iter().map(|y| f64::from(y.to_compute()))
-            };
-            let want: Vec<f64> = indices.iter().flat_map(|&i| truth.row(i)).copied().collect();
-            Errors::new(indices.iter().flat_map(of), &want)
+        let spec = Spec::new(d, d).terms(terms).build()?;
+        let mut machine = engine.machine(&spec, &inputs, true, How::default())?;
+        let found = machine.whole(None)?;
+        let y = machine.y()?;
+        drop(machine);
+        // Rows of all draws that a truth has at some indices.
+        let errors = |indices: fn(&Truth) -> Vec<usize>| -> Outcome<Errors> {
+            let (mut got, mut want) = (vec![], vec![]);
+            for (head, truth) in truths.iter().enumerate() {
+                for i in indices(truth) {
+                    let at = (head * TOKENS + truth.positions[i]) * d;
+                    got.extend(wide(&y[at..at + d]));
+                    want.extend_from_slice(truth.row(i));
+                }
+            }
+            Errors::new(got, &want)
                 .ok_or_else(|| Failure::new(format!("d = {d}, P = {terms}: no finite output")))
         };
-        let over_all = errors(&truth.uniform)?;
-        let last: Vec<usize> = truth.within(TOKENS - LAST..TOKENS).collect();
-        let over_last = errors(&last)?;
+        let over_all = errors(|truth| truth.uniform.clone())?;
+        let over_last = errors(|truth| truth.within(TOKENS - LAST..TOKENS).collect())?;
         let quantiles = over_all.log10_absolute;
         let mut faults = vec![];
         let mut check = |name: &str, fine: bool, got: f64, want: f64| {
@@ -158,7 +182,8 @@ fn of_type<E: Element>(
             d,
             terms,
             dtype: E::KERNEL_NAME,
-            queries: truth.uniform.len(),
+            draws: heads,
+            queries: truths.iter().map(|truth| truth.uniform.len()).sum(),
             bad_denominators: found.non_positive + found.non_finite,
             quantiles,
             last: over_last.log10_median(),

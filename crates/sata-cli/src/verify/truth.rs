@@ -239,7 +239,7 @@ pub fn error<E: Element>(got: &[E], rows: &[Row]) -> f64 {
     }
     match (error, norm) {
         (error, _) if error.is_nan() => f64::INFINITY,
-        (error, _) if error == 0.0 => 0.0,
+        (0.0, _) => 0.0,
         _ => (error / norm).sqrt(),
     }
 }

@@ -180,7 +180,7 @@ pub fn figure(report: &Report) -> Figure {
         Panel {
             title: title.into(),
             x: Axis::log("tokens in context", 1e3, longest as f64, Numerals::Counts),
-            y: Axis::decades(label, values.into_iter(), Numerals::Powers),
+            y: Axis::decades(label, values, Numerals::Powers),
             marks,
         }
     };

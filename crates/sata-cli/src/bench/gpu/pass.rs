@@ -127,7 +127,8 @@ pub fn measure<E: Element>(
     let mut diagnostics = pass.once()?.wait()?;
     let one = time(device, 1, 1, || {
         let pending = pass.once()?;
-        Ok(drop(pending))
+        drop(pending);
+        Ok(())
     })?;
     let per = ((SHORTEST / one.seconds).ceil() as usize).clamp(1, MOST_CALLS);
     let timing = time(device, runs, per, || pass.once().map(drop))?;
