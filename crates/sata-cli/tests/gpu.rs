@@ -26,7 +26,10 @@ fn wrong_words() {
     room.bad("bench gpu --heads-scale x", &["--heads-scale", "above 0"]);
     room.bad("bench gpu --beside no.json", &["--beside no.json", "bench-sdpa"]);
     room.write("wrong.json", "{\"device\": 1}");
-    room.bad("bench gpu --beside wrong.json", &["--beside wrong.json", "device"]);
+    room.bad(
+        "bench gpu --beside wrong.json",
+        &["--beside wrong.json", "expected a string", "bench-sdpa"],
+    );
     room.write("file", "");
     room.bad("bench gpu --out file", &["--out file"]);
     room.bad("verify --device tpu", &["--device", "tpu", "cuda, emulator, cpu"]);

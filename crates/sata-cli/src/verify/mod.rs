@@ -216,7 +216,8 @@ fn said(found: &Found) -> String {
 fn recovered(found: &Recovered) -> String {
     let six = |x: &[f64; 6]| x.map(|x| format!("{x:.2}")).join(" ");
     format!(
-        "{}  recovery d={} P={} {}: {}, last {:.2} (reference: {}, last {:.2}); {} denominators not positive{}",
+        "{}  recovery d={} P={} {}: {}, last {:.2} (reference: {}, last {:.2}); medians of {} draws \
+         deviate by {:.3}, {:.3}; {} denominators not positive{}",
         verdict(found.pass),
         found.d,
         found.terms,
@@ -225,6 +226,9 @@ fn recovered(found: &Recovered) -> String {
         found.last,
         six(&found.reference),
         found.reference_last,
+        found.draws,
+        found.median_deviation,
+        found.last_deviation,
         found.bad_denominators,
         faults(&found.faults)
     )

@@ -1,6 +1,8 @@
 //! Figure A3 of the paper: how well conventional attention is recovered over 102,400 tokens, beside
 //! what the paper's public reference implementation gives.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use sata::Spec;
 use sata_cuda::Element;
@@ -33,7 +35,8 @@ const REFERENCE: [(usize, usize, [f64; 6], f64); 13] = [
     (64, 4, [-4.03, -3.32, -2.97, -2.68, -2.28, -1.50], -3.14),
 ];
 
-/// How far medians may be apart: 0.02, and half a unit of the reference's last digit.
+/// How far a median may be above the reference's: 0.02, and half a unit of its last digit. Below it,
+/// as far again as medians of single draws of inputs deviate, twice: the reference is one draw.
 const MEDIAN: f64 = 0.02 + 0.005;
 /// How far above the reference's the 75 % and 95 % quantiles may be, likewise.
 const UPPER: f64 = 0.02 + 0.005;
@@ -45,7 +48,7 @@ const OF_LAST: f64 = 0.05;
 const ELEMENTS: usize = 1 << 18;
 const ELEMENTS_QUICK: usize = 1 << 15;
 /// Numbers of a token over all draws of inputs: those of one draw of small heads are off by 0.02.
-const WIDTH: usize = 64;
+const WIDTH: usize = 128;
 
 /// One head size, number of terms and type.
 #[derive(Clone, Debug, Serialize)]
@@ -66,6 +69,10 @@ pub struct Recovered {
     pub quantiles: [f64; 6],
     /// Its median over the last 1,024 tokens.
     pub last: f64,
+    /// How far the medians of single draws deviate.
+    pub median_deviation: f64,
+    /// How far those of the last 1,024 tokens do.
+    pub last_deviation: f64,
     /// Its largest.
     pub largest: f64,
     /// ‖Y−Ŷ‖ / ‖Y‖.
@@ -106,6 +113,16 @@ pub fn run(
     Ok(all)
 }
 
+/// Which of a truth's rows are looked at.
+type Indices = fn(&Truth) -> Vec<usize>;
+
+/// The standard deviation of some numbers, 0 of one.
+fn deviation(x: &[f64]) -> f64 {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt()
+}
+
 /// Inputs of some heads.
 struct Draws<'d> {
     seed: u64,
@@ -142,9 +159,10 @@ fn of_type<E: Element>(
         let y = machine.y()?;
         drop(machine);
         // Rows of all draws that a truth has at some indices.
-        let errors = |indices: fn(&Truth) -> Vec<usize>| -> Outcome<Errors> {
+        let errors = |heads: Range<usize>, indices: Indices| -> Outcome<Errors> {
             let (mut got, mut want) = (vec![], vec![]);
-            for (head, truth) in truths.iter().enumerate() {
+            for head in heads {
+                let truth = &truths[head];
                 for i in indices(truth) {
                     let at = (head * TOKENS + truth.positions[i]) * d;
                     got.extend(wide(&y[at..at + d]));
@@ -154,8 +172,16 @@ fn of_type<E: Element>(
             Errors::new(got, &want)
                 .ok_or_else(|| Failure::new(format!("d = {d}, P = {terms}: no finite output")))
         };
-        let over_all = errors(|truth| truth.uniform.clone())?;
-        let over_last = errors(|truth| truth.within(TOKENS - LAST..TOKENS).collect())?;
+        let all_tokens: Indices = |truth| truth.uniform.clone();
+        let last_tokens: Indices = |truth| truth.within(TOKENS - LAST..TOKENS).collect();
+        let (over_all, over_last) = (errors(0..heads, all_tokens)?, errors(0..heads, last_tokens)?);
+        let spread = |indices: Indices| -> Outcome<f64> {
+            let medians: Outcome<Vec<f64>> = (0..heads)
+                .map(|head| Ok(errors(head..head + 1, indices)?.log10_median()))
+                .collect();
+            Ok(deviation(&medians?))
+        };
+        let (median_deviation, last_deviation) = (spread(all_tokens)?, spread(last_tokens)?);
         let quantiles = over_all.log10_absolute;
         let mut faults = vec![];
         let mut check = |name: &str, fine: bool, got: f64, want: f64| {
@@ -163,18 +189,15 @@ fn of_type<E: Element>(
                 faults.push(format!("{name} is {got:.3}, the reference's {want:.2}"));
             }
         };
+        let fits = |off: f64, by: f64, deviation: f64| (-by - 2.0 * deviation..=by).contains(&off);
         let off = quantiles[2] - reference[2];
-        check("the median", off.abs() <= MEDIAN, quantiles[2], reference[2]);
+        check("the median", fits(off, MEDIAN, median_deviation), quantiles[2], reference[2]);
         for (i, name, by) in [(3, "75 %", UPPER), (4, "95 %", UPPER), (5, "99.9 %", HIGHEST)] {
             check(name, quantiles[i] <= reference[i] + by, quantiles[i], reference[i]);
         }
-        let off = over_last.log10_median() - reference_last;
-        check(
-            "the last tokens' median",
-            off.abs() <= OF_LAST,
-            over_last.log10_median(),
-            reference_last,
-        );
+        let last = over_last.log10_median();
+        let off = last - reference_last;
+        check("the last tokens' median", fits(off, OF_LAST, last_deviation), last, reference_last);
         if over_all.not_finite > 0 {
             faults.push(format!("{} outputs are not finite", over_all.not_finite));
         }
@@ -186,7 +209,9 @@ fn of_type<E: Element>(
             queries: truths.iter().map(|truth| truth.uniform.len()).sum(),
             bad_denominators: found.non_positive + found.non_finite,
             quantiles,
-            last: over_last.log10_median(),
+            last,
+            median_deviation,
+            last_deviation,
             largest: over_all.log10_largest,
             relative_rms: over_all.relative_rms,
             reference,
