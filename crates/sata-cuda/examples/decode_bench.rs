@@ -166,15 +166,15 @@ fn run(job: &Job, plan: &Plan, decoder: &Decoder, copy: f64) {
     );
 }
 
+/// `[warps, team, split, grid]`, `[lane_rows, in_flight, once, blocks]`.
 fn recipe(
-    warps: u32,
-    team: u32,
-    split: u32,
-    lane_rows: u32,
-    in_flight: u32,
-    blocks: u32,
+    [warps, team, split, grid]: [u32; 4],
+    [lane_rows, in_flight, once, blocks]: [u32; 4],
+    fold_tokens: u32,
+    pass: u32,
 ) -> Recipe {
-    Recipe { warps, team, split, lane_rows, in_flight, blocks, pass: 1 }
+    let once = once == 1;
+    Recipe { warps, team, split, grid, lane_rows, in_flight, once, fold_tokens, blocks, pass }
 }
 
 fn main() {
@@ -201,8 +201,7 @@ fn main() {
         jobs.push(Job { name: name.into(), spec, heads, group, sums, sets, recipe });
     };
     let f32s = SumsType::F32;
-    for r in variants() {
-        let (d, recipe) = r;
+    for (i, (d, recipe)) in variants().into_iter().enumerate() {
         let (heads, sets) = match d {
             8 => (8192, 6),
             16 => (2048, 4),
@@ -210,7 +209,7 @@ fn main() {
             _ => (32, 2),
         };
         add(
-            &format!("d={d}"),
+            &format!("d={d} v{i}"),
             plain(d, if d == 8 { 16 } else { 64 }),
             heads,
             1,
@@ -220,39 +219,25 @@ fn main() {
         );
     }
     add("d=8 block 64", plain(8, 64), 8192, 1, f32s, 6, None);
-    for d in [8, 16, 32] {
+    add("d=8 block 32", plain(8, 32), 8192, 1, f32s, 6, None);
+    add("d=16 block 128", plain(16, 128), 2048, 1, f32s, 4, None);
+    for d in [8, 16, 32, 64] {
         add(&format!("one, d={d}"), plain(d, 64), 1, 1, f32s, 1, None);
     }
-    for (warps, split) in [(4, 52), (2, 103), (8, 26), (4, 26), (8, 13)] {
-        add("one, d=32", plain(32, 64), 1, 1, f32s, 1, Some(recipe(warps, warps, split, 1, 16, 1)));
+    for group in [4, 8, 16] {
+        add(&format!("d=32 group {group}"), plain(32, 64), 256, group, f32s, 2, None);
     }
-    for (warps, split) in [(4, 1), (8, 1), (4, 4), (4, 8)] {
-        add("one, d=16", plain(16, 64), 1, 1, f32s, 1, Some(recipe(warps, warps, split, 1, 16, 1)));
-    }
-    add("one, d=64", plain(64, 64), 1, 1, f32s, 1, None);
-    add("d=32 group 8", plain(32, 64), 256, 8, f32s, 2, None);
-    add("d=32 group 16", plain(32, 64), 256, 16, f32s, 2, None);
+    let r = recipe([4, 4, 4, 0], [1, 8, 1, 3], 64, 8);
+    add("d=32 group 8", plain(32, 64), 256, 8, f32s, 2, Some(r));
     add("d=32 bf16 sums", plain(32, 64), 256, 1, SumsType::Bf16, 4, None);
+    add("d=64 bf16 sums", plain(64, 64), 32, 1, SumsType::Bf16, 4, None);
     let trained = |d| plain(d, 64).terms(3).near(Near::Blocks(1)).decay(Decay::Gates);
     add("d=32 P=3 near gates", trained(32), 2048, 1, f32s, 2, None);
-    add(
-        "d=32 gauss near",
-        plain(32, 64).series(Series::Gauss).near(Near::Blocks(1)),
-        256,
-        1,
-        f32s,
-        2,
-        None,
-    );
-    add(
-        "d=8 gauss near",
-        plain(8, 64).series(Series::Gauss).near(Near::Blocks(1)),
-        8192,
-        1,
-        f32s,
-        4,
-        None,
-    );
+    let r = recipe([2, 2, 1, 0], [1, 16, 1, 8], 64, 1);
+    add("d=32 P=3 near gates", trained(32), 2048, 1, f32s, 2, Some(r));
+    let gauss = |d| plain(d, 64).series(Series::Gauss).near(Near::Blocks(1));
+    add("d=32 gauss near", gauss(32), 256, 1, f32s, 2, None);
+    add("d=8 gauss near", gauss(8), 8192, 1, f32s, 4, None);
     jobs.retain(|job| words.is_empty() || words.iter().any(|word| job.name.contains(word)));
     let decoders: Vec<_> = std::thread::scope(|scope| {
         let made: Vec<_> = jobs.iter().map(|job| scope.spawn(|| make(&device, job))).collect();
@@ -271,52 +256,23 @@ fn main() {
     println!("done after {:.1} s", begin.elapsed().as_secs_f64());
 }
 
+/// Recipes beside the usual one.
 fn variants() -> Vec<(usize, Option<Recipe>)> {
     let mut all = vec![];
-    for (d, recipes) in [
-        (
-            8,
-            vec![
-                recipe(4, 1, 1, 4, 16, 1),
-                recipe(4, 1, 1, 2, 8, 1),
-                recipe(4, 1, 1, 2, 8, 7),
-                recipe(8, 1, 1, 4, 16, 2),
-                recipe(2, 2, 1, 2, 16, 1),
-            ],
-        ),
-        (
-            16,
-            vec![
-                recipe(4, 4, 1, 2, 16, 1),
-                recipe(4, 4, 1, 1, 16, 6),
-                recipe(4, 4, 1, 4, 16, 1),
-                recipe(2, 2, 1, 2, 16, 1),
-                recipe(8, 8, 1, 2, 16, 1),
-            ],
-        ),
-        (
-            32,
-            vec![
-                recipe(4, 4, 1, 1, 16, 1),
-                recipe(4, 4, 4, 1, 16, 1),
-                recipe(4, 4, 8, 1, 16, 1),
-                recipe(8, 8, 2, 1, 16, 2),
-                recipe(4, 4, 4, 2, 16, 1),
-                recipe(4, 4, 4, 1, 16, 6),
-            ],
-        ),
-        (
-            64,
-            vec![
-                recipe(4, 4, 32, 1, 16, 1),
-                recipe(4, 4, 64, 1, 16, 1),
-                recipe(4, 4, 32, 1, 8, 4),
-                recipe(8, 8, 16, 1, 16, 1),
-                recipe(8, 8, 32, 1, 8, 2),
-            ],
-        ),
-    ] {
-        all.extend(recipes.into_iter().map(|recipe| (d, Some(recipe))));
+    let mut add = |d, heads, loads, fold| all.push((d, Some(recipe(heads, loads, fold, 1))));
+    // All heads at once, and some after others.
+    add(8, [4, 1, 1, 0], [6, 12, 0, 5], 16);
+    add(8, [1, 1, 1, 0], [6, 12, 0, 16], 16);
+    add(8, [1, 1, 1, 2112], [6, 12, 0, 16], 16);
+    add(8, [1, 1, 1, 2731], [2, 8, 0, 20], 16);
+    add(16, [1, 1, 1, 0], [4, 16, 1, 16], 64);
+    add(16, [1, 1, 1, 0], [3, 12, 1, 16], 64);
+    add(16, [2, 2, 1, 0], [1, 16, 1, 12], 64);
+    add(32, [4, 4, 2, 0], [1, 16, 1, 5], 64);
+    add(32, [4, 4, 4, 0], [1, 16, 1, 4], 64);
+    add(64, [4, 4, 16, 0], [1, 16, 1, 4], 64);
+    add(64, [4, 4, 32, 0], [1, 16, 1, 3], 64);
+    for d in [8, 16, 32, 64] {
         all.push((d, None));
     }
     all

@@ -6,8 +6,8 @@
 // state by slot = sequence · kv_heads + head: far sums [slot][FEATURES][D_VALUE] f32 or bf16, Z [slot][FEATURES] f32,
 // open tokens and sinks f32. Features are monomials in the order of the CPU's basis.
 //
-// A team (a warp where states are small, else a block, or several blocks of which the last to come goes on) has one
-// head. Each of its warps streams tiles of rows of S and Z, making the features of a tile for PASS queries at once as
+// A team has one head: a warp where states are small (which goes from head to head), else a block, or several blocks of
+// which the last to come goes on. Each of its warps streams tiles of rows of S and Z, making the features of a tile for PASS queries at once as
 // it goes, one feature per lane: a product of HIGHEST numbers of shared memory, whose indices are packed in a word or
 // two of a table that all heads share. Then the team weighs the open tokens and sinks, divides, and writes. In a step
 // that fills a block, each warp also folds that block into the rows that it has just read.
@@ -17,13 +17,18 @@
 // Bytes: FEATURES · (D_VALUE · 4 or 2 + 4) read a head and step, as many written each BLOCK steps, and the open tokens.
 // FLOPs: 2 · FEATURES · (D_VALUE + 1 + HIGHEST / 2) a query; folding, 2 · FEATURES · D_VALUE a token.
 #include "decode_finish.cuh"
+#include "decode_fold.cuh"
+
+// Open tokens by the same coefficients as the far sums: they are weighed along with them.
+constexpr bool ALONG = !PER_QUERY && NEAR == NEAR_NONE;
+// The block lies in shared memory as a whole: each tile of rows is folded as soon as it has been read.
+constexpr bool FOLD_AT_ONCE = BLOCK <= FOLD_TOKENS;
 
 // Tiles of a range that one of `count` takes.
-struct Rows {
-    int from, to;
-};
-DEVICE Rows share(Rows all, int index, int count, int tile) {
-    i64 tiles = (all.to - all.from + tile - 1) / tile;
+DEVICE Rows share(Rows all, u32 index, u32 count, int tile) {
+    u32 tiles = u32(all.to - all.from + tile - 1) / tile;
+    // Products of tiles and parts (at most 256) stay below 2^32.
+    static_assert(FEATURES / 32 < (1 << 24), "too many features");
     int from = all.from + int(tiles * index / count) * tile, to = all.from + int(tiles * (index + 1) / count) * tile;
     return Rows{min(from, all.to), min(to, all.to)};
 }
@@ -37,32 +42,64 @@ DEVICE Rows of_plane(Rows all, int plane) {
 #endif
 }
 
+// `count` numbers to shared memory, converted: all loads first, for each waits for memory.
+template <int count>
+struct Inputs {
+    static constexpr int EACH = (count + TEAM_THREADS - 1) / TEAM_THREADS;
+    static constexpr int KEPT = EACH < 8 ? EACH : 8;
+    E kept[KEPT];
+    template <class From>
+    DEVICE void load(int thread, From from) {
+#pragma unroll
+        for (int i = 0; i < KEPT; ++i) {
+            int e = thread + i * TEAM_THREADS;
+            if (e < count) kept[i] = from(e);
+        }
+    }
+    template <class From, class To>
+    DEVICE void store(int thread, From from, To to) const {
+#pragma unroll
+        for (int i = 0; i < KEPT; ++i) {
+            int e = thread + i * TEAM_THREADS;
+            if (e < count) to(e, to_f32(kept[i]));
+        }
+        for (int e = thread + KEPT * TEAM_THREADS; e < count; e += TEAM_THREADS) to(e, to_f32(from(e)));
+    }
+};
 DEVICE void load_inputs(const Decode& p, const Team& team, u32 entry, u32 head) {
-    for (int e = team.thread; e < HEADS * D_KEY; e += TEAM_THREADS) {
-        int query = e / D_KEY, i = e % D_KEY;
-        f32 x = query < GROUP ? to_f32(row<E>(p.q, entry, i64(head) * GROUP + query, 0)[i]) * p.scale : 0.0f;
-        team.queries[(query / G * (D_KEY + 1) + i) * G + query % G] = x;
+    const E* q = row<E>(p.q, entry, i64(head) * GROUP, 0);
+    const E* k = row<E>(p.k, entry, head, 0);
+    const E* v = row<E>(p.v, entry, head, 0);
+    auto from_q = [&](int e) { return q[e / D_KEY * p.q.head + e % D_KEY]; };
+    auto from_k = [&](int e) { return k[e]; };
+    auto from_v = [&](int e) { return v[e]; };
+    auto place = [](int query, int i) { return (query / G * (D_KEY + 1) + i) * G + query % G; };
+    Inputs<GROUP * D_KEY> queries;
+    Inputs<D_KEY> key;
+    Inputs<D_VALUE> value;
+    queries.load(team.thread, from_q);
+    key.load(team.thread, from_k);
+    value.load(team.thread, from_v);
+    queries.store(team.thread, from_q, [&](int e, f32 x) { team.queries[place(e / D_KEY, e % D_KEY)] = x * p.scale; });
+    key.store(team.thread, from_k, [&](int e, f32 x) { team.new_key[e] = x; });
+    value.store(team.thread, from_v, [&](int e, f32 x) { team.new_value[e] = x; });
+    // Heads that fill up the last pass; and the row of ones.
+    for (int e = GROUP * D_KEY + team.thread; e < HEADS * D_KEY; e += TEAM_THREADS) {
+        team.queries[place(e / D_KEY, e % D_KEY)] = 0.0f;
     }
-    for (int query = team.thread; query < HEADS; query += TEAM_THREADS) {
-        team.queries[(query / G * (D_KEY + 1) + D_KEY) * G + query % G] = 1.0f;
-    }
-    for (int i = team.thread; i < D_KEY; i += TEAM_THREADS) team.new_key[i] = to_f32(row<E>(p.k, entry, head, 0)[i]);
-    for (int i = team.thread; i < D_VALUE; i += TEAM_THREADS) {
-        team.new_value[i] = to_f32(row<E>(p.v, entry, head, 0)[i]);
-    }
+    for (int query = team.thread; query < HEADS; query += TEAM_THREADS) team.queries[place(query, D_KEY)] = 1.0f;
 }
 
-DEVICE Past past_of(const Decode& p, const Team& team, i64 slot, u32 sequence, u32 entry, u32 head) {
+DEVICE Past past_of(const Decode& p, const Team& team, u32 slot, u32 sequence, u32 entry, u32 head) {
     Past past;
-    past.keys = p.open_keys + slot * (i64(CAPACITY) * D_KEY);
-    past.values = p.open_values + slot * (i64(CAPACITY) * D_VALUE);
-    past.weights = p.open_weights + slot * CAPACITY;
-    past.fading = p.open_fading + slot * CAPACITY;
+    past.p = &p;
+    past.team = &team;
+    past.slot = slot;
     past.position = p.positions[sequence];
     past.open = int(p.open[sequence]) + 1;
     past.start = int((past.position - u64(past.open - 1)) % CAPACITY);
-    past.new_key = team.new_key;
-    past.new_value = team.new_value;
+    past.mark = p.marks[slot];
+    prefetch_line(p.reaches + slot);
     past.new_log = 0.0;
     // No logit makes up for less than e^-100000.
 #if FADES == FADES_GATES
@@ -70,44 +107,40 @@ DEVICE Past past_of(const Decode& p, const Team& team, i64 slot, u32 sequence, u
 #elif FADES == FADES_SLOPES
     past.new_log = fmax(-p.slopes[head], -1e5);
 #endif
-    past.is_sink = SINKS > 0 && past.position < u64(largest(SINKS, 1));
-    past.mark = p.marks[slot];
     return past;
 }
 
-// Whether the caller's block is the last of those that have a part of the head; then it brings their sums together.
-DEVICE bool is_last(const Decode& p, const Team& team, u32 unit, const Lane& lane) {
-#if TEAM > 1
-    if (p.split == 1) return true;
-    __threadfence();
-    team.sync();
-    if (team.thread == 0) {
-        bool last = atomicAdd(p.parts_done + unit, 1u) == p.split - 1;
-        if (last) p.parts_done[unit] = 0;
-        *team.flag = last;
+// Asks for the open tokens, which are looked at when the far sums have been read.
+DEVICE void prefetch_tokens(const Past& past, int thread, int threads) {
+#pragma unroll 1
+    for (int token = thread; token < past.open - 1; token += threads) {
+        const f32 *key = past.old_key(token), *value = past.old_value(token);
+#pragma unroll
+        for (int i = 0; i < D_KEY; i += 32) prefetch_line(key + i);
+#pragma unroll
+        for (int i = 0; i < D_VALUE; i += 32) prefetch_line(value + i);
     }
-    team.sync();
-    if (*team.flag == 0) return false;
-    __threadfence();
-    Rows all = {0, FEATURES};
+}
+
+// Adds up what the parts have of a head, each plane those that have rows of it.
+DEVICE void join_parts(const Decode& p, const Team& team, u32 unit, const Lane& lane) {
 #pragma unroll 1
     for (int plane = 0; plane < PLANES; ++plane) {
-        // The parts that have rows of this plane.
-        int first = -1, end = 0;
-        for (int part = 0; part < int(p.split); ++part) {
-            Rows rows = of_plane(share(all, part, int(p.split), TILE), plane);
-            if (rows.from < rows.to) {
-                if (first < 0) first = part;
-                end = part + 1;
-            }
-        }
+        u32 first = 0, end = p.split;
+#if PER_QUERY
+        constexpr int starts[PLANES + 1] = STARTS;
+        constexpr u64 tiles = (FEATURES + TILE - 1) / TILE;
+        // Part i has tiles from floor(tiles i / split) on.
+        first = u32((u64(starts[plane] / TILE + 1) * p.split + tiles - 1) / tiles) - 1;
+        end = u32((u64((starts[plane + 1] - 1) / TILE + 1) * p.split + tiles - 1) / tiles);
+#endif
 #pragma unroll 1
         for (int pass = 0; pass < PASSES; ++pass) {
             const f32* from = p.partial + (i64(unit) * p.split * PLANES + plane) * (HEADS * ROW) + pass * G * ROW;
             for (int e = lane.index; e < G * ROW; e += 32) {
                 f32 sum = 0.0f;
 #pragma unroll 16
-                for (int part = first + team.warp; part < end; part += TEAM) {
+                for (u32 part = first + team.warp; part < end; part += TEAM) {
                     sum += __ldcg(from + i64(part) * (PLANES * HEADS * ROW) + e);
                 }
                 team.parts[team.warp * G * ROW + e] = sum;
@@ -117,62 +150,137 @@ DEVICE bool is_last(const Decode& p, const Team& team, u32 unit, const Lane& lan
             team.sync();
         }
     }
-#endif
-    return true;
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) decode(const __grid_constant__ Decode p) {
-    DYNAMIC_SHARED(shared);
-    int warp = threadIdx.x / 32;
-    Lane lane = lane_of(threadIdx.x % 32);
+// Whether the caller's block is the last of those that have a part of the head.
+DEVICE bool is_last(const Decode& p, const Team& team, u32 unit) {
+    __threadfence();
+    team.sync();
+    if (team.thread == 0) {
+        bool last = atomicAdd(p.parts_done + unit, 1u) == p.split - 1;
+        if (last) p.parts_done[unit] = 0;
+        *team.flag = last;
+    }
+    team.sync();
+    bool last = *team.flag != 0;
+    if (last) __threadfence();
+    return last;
+}
+
+DEVICE Team team_of(unsigned char* shared, int warp, const Lane& lane) {
     Team team;
     team.warp = TEAM == 1 ? 0 : warp;
     team.thread = TEAM == 1 ? lane.index : threadIdx.x;
     f32* at = reinterpret_cast<f32*>(shared) + (TEAM == 1 ? warp * TEAM_FLOATS : 0);
     team.queries = at, at += round4(SHARED_QUERIES);
-    team.new_key = at, team.new_value = at + round4(D_KEY), at += round4(D_KEY) + round4(D_VALUE);
+    team.new_key = at, at += round4(D_KEY);
+    team.new_value = at, at += round4(D_VALUE);
     team.far = at, at += round4(SHARED_FAR);
     team.parts = at, at += round4(SHARED_PARTS);
     team.levels = at, at += round4(SHARED_LEVELS);
     team.coefficients = at, at += round4(SHARED_COEFFICIENTS);
     team.scales = at, at += round4(SHARED_SCALES);
     team.flag = reinterpret_cast<u32*>(at), at += 4;
+    team.fold = at, at += SHARED_FOLD;
     team.weights = at + team.warp * round4(SHARED_WARP);
+    return team;
+}
 
-    u32 unit = TEAM == 1 ? blockIdx.x * WARPS + warp : blockIdx.x / p.split;
-    u32 part = TEAM == 1 ? 0 : blockIdx.x % p.split;
-    u32 entry = unit / p.kv_heads, head = unit % p.kv_heads;
-    if (entry >= p.entries) return;
-    u32 sequence = p.slots == nullptr ? entry : p.slots[entry];
-    if (sequence >= p.sequences) return;
-    i64 slot = i64(sequence) * p.kv_heads + head;
-    load_inputs(p, team, entry, head);
-    Past past = past_of(p, team, slot, sequence, entry, head);
+// A head that a team serves.
+struct Unit {
+    u32 index, entry, head, sequence, slot;
+    bool there;
+};
+DEVICE Unit unit_of(const Decode& p, u32 index) {
+    Unit unit = {index, index / p.kv_heads, index % p.kv_heads, 0, 0, false};
+    if (unit.entry >= p.entries) return unit;
+    unit.sequence = p.slots == nullptr ? unit.entry : p.slots[unit.entry];
+    unit.slot = unit.sequence * p.kv_heads + unit.head;
+    unit.there = unit.sequence < p.sequences;
+    return unit;
+}
+
+// Asks for what serving a head begins with, besides the sums: a line per lane.
+DEVICE void prefetch_inputs(const Decode& p, const Unit& unit, int lane) {
+    constexpr int LINE = 128 / int(sizeof(E));
+    const void* at = nullptr;
+    if (lane < 16) {
+        if (lane * LINE < GROUP * D_KEY) at = row<E>(p.q, unit.entry, i64(unit.head) * GROUP, 0) + lane * LINE;
+    } else if (lane < 20) {
+        if ((lane - 16) * LINE < D_KEY) at = row<E>(p.k, unit.entry, unit.head, 0) + (lane - 16) * LINE;
+    } else if (lane < 24) {
+        if ((lane - 20) * LINE < D_VALUE) at = row<E>(p.v, unit.entry, unit.head, 0) + (lane - 20) * LINE;
+    } else if (lane < 28) {
+        const void* each[4] = {p.positions + unit.sequence, p.open + unit.sequence, p.marks + unit.slot,
+                               p.reaches + unit.slot};
+        at = lane == 24 ? each[0] : lane == 25 ? each[1] : lane == 26 ? each[2] : each[3];
+    }
+    if (at != nullptr) prefetch_line(at);
+}
+
+// Rows that a warp reads first: of the highest order, which has most.
+DEVICE Rows first_rows(Rows own, int warp) { return share(of_plane(own, PLANES - 1), warp, TEAM, TILE); }
+
+// Serves a head, or a part of it. `first` has been loaded for it; `ready` is called when that has been used.
+template <class Ready>
+DEVICE void serve(const Decode& p, const Team& team, const Unit& unit, u32 part, u32 split, const Lane& lane,
+                  First& first, Ready ready) {
+    const u32 slot = unit.slot;
+    Rows own = share(Rows{0, FEATURES}, part, split, TILE);
+    Past past = past_of(p, team, slot, unit.sequence, unit.entry, unit.head);
+    load_inputs(p, team, unit.entry, unit.head);
+    if (part == 0) prefetch_tokens(past, team.thread, TEAM_THREADS);
     team.sync();
+    // A warp has then read all that it wants of the position; of more warps some may not.
+    bool is_last_head = false;
+    if (TEAM == 1 && team.thread == 0) is_last_head = tell_read(p, past, unit.sequence);
+    Standing standing = standing_of(past, lane.index);
+    Fading fading = {1.0f, false};
+    if (past.folds()) {
+        fading = fading_of(past);
+        Backwards b = {0.0, false};
+        if (FOLD_AT_ONCE && fading.live) {
+            bring(past, team, 0, b);
+            // Once more, so that they took no registers from that.
+            Rows rows = first_rows(own, team.warp);
+            if (EARLY) load_first<false>(p, slot, rows.from, rows.to, lane, first);
+        }
+    }
 
-    Rows own = share(Rows{0, FEATURES}, int(part), int(p.split), TILE);
 #pragma unroll 1
     for (int pass = 0; pass < PASSES; ++pass) {
 #pragma unroll 1
-        for (int plane = 0; plane < PLANES; ++plane) {
-            f32* to = team.far_of(plane, pass);
+        for (int plane = PLANES - 1; plane >= 0; --plane) {
             Rows rows = of_plane(own, plane);
-            if (PLANES > 1 && rows.from == rows.to) {
-                // Not ours; where there is but one part, the plane has rows.
-                continue;
-            }
+            // Others' rows; where there is but one part, the plane has rows.
+            if (PLANES > 1 && rows.from == rows.to) continue;
+            Rows mine = share(rows, team.warp, TEAM, TILE);
+            if (EARLY && (pass > 0 || plane < PLANES - 1)) load_first<ONCE>(p, slot, mine.from, mine.to, lane, first);
             Sums a;
             clear(a);
-            Rows mine = share(rows, team.warp, TEAM, TILE);
-            read_sums(p, slot, mine.from, mine.to, team.queries_of(pass), team.weights, lane, a);
+            const f32* queries = team.queries_of(pass);
+            if (FOLD_AT_ONCE && fading.live && pass == PASSES - 1) {
+                read_sums<true>(p, slot, mine, queries, team.weights, lane, first, a, [&](int from, int to) {
+                    fold(p, past, team, slot, from, to, fading.factor, lane);
+                });
+            } else {
+                read_sums<false>(p, slot, mine, queries, team.weights, lane, first, a, [](int, int) {});
+            }
+            if (pass == PASSES - 1 && plane == 0) ready();
+            if constexpr (ALONG) {
+                if (FADES) scale(a, standing.factor);
+                far_tokens(past, queries, p.coefficients, 0, team.weights, part * TEAM + team.warp, split * TEAM, lane,
+                           a);
+            }
+            f32* to = team.far_of(plane, pass);
             if constexpr (TEAM == 1) {
                 gather(a, lane, team.weights, to);
                 team.sync();
             } else {
                 gather(a, lane, team.weights, team.parts + team.warp * G * ROW);
                 team.sync();
-                if (p.split > 1) {
-                    i64 place = (i64(unit) * p.split + part) * PLANES + plane;
+                if (split > 1) {
+                    i64 place = (i64(unit.index) * split + part) * PLANES + plane;
                     to = p.partial + place * (HEADS * ROW) + pass * G * ROW;
                 }
                 for (int e = team.thread; e < G * ROW; e += TEAM_THREADS) to[e] = over_warps(team, e);
@@ -180,15 +288,85 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) decode(cons
             }
         }
     }
-    if (past.folds()) {
-        Fading fading = fading_of(past);
-        Rows mine = share(own, team.warp, TEAM, 32);
-        fold(p, past, slot, mine.from, mine.to, fading, team.weights, lane);
-    }
-    if (!is_last(p, team, unit, lane)) return;
-
-    Standing standing = standing_of(past, lane.index);
+    if (!FOLD_AT_ONCE && fading.live) {
+        Backwards b = {0.0, false};
+        f32 factor = fading.factor;
 #pragma unroll 1
-    for (int pass = 0; pass < PASSES; ++pass) answer(p, past, team, slot, entry, head, pass, standing, lane);
-    keep(p, past, team, slot, sequence, standing.since);
+        for (int token = (BLOCK - 1) / FOLD_TOKENS * FOLD_TOKENS; token >= 0; token -= FOLD_TOKENS) {
+            bring(past, team, token, b);
+#pragma unroll 1
+            for (int plane = 0; plane < PLANES; ++plane) {
+                Rows rows = share(of_plane(own, plane), team.warp, TEAM, TILE);
+                fold(p, past, team, slot, rows.from, rows.to, factor, lane);
+            }
+            factor = 1.0f;
+        }
+    }
+    if constexpr (TEAM > 1) {
+        if (split > 1) {
+            if (!is_last(p, team, unit.index)) return;
+            join_parts(p, team, unit.index, lane);
+        }
+    }
+#pragma unroll 1
+    for (int pass = 0; pass < PASSES; ++pass) {
+        if constexpr (ALONG && SINKS == 0) {
+            const f32* far = team.far_of(0, pass);
+            answer_far(p, team, unit.entry, unit.head, pass, [&](int e) { return far[e]; });
+        } else {
+            answer(p, past, team, slot, unit.entry, unit.head, pass, standing, lane);
+        }
+    }
+    keep(p, past, team, slot, standing.since);
+    if (team.thread == 0) {
+        if (TEAM > 1) {
+            __threadfence();
+            is_last_head = tell_read(p, past, unit.sequence);
+        }
+        if (is_last_head) advance(p, past, unit.sequence);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) decode(const __grid_constant__ Decode p) {
+    DYNAMIC_SHARED(shared);
+    int warp = threadIdx.x / 32;
+    Lane lane = lane_of(threadIdx.x % 32);
+    Team team = team_of(shared, warp, lane);
+    First first;
+    if constexpr (TEAM == 1) {
+        const Rows rows = first_rows(Rows{0, FEATURES}, 0);
+        const u32 all = p.entries * p.kv_heads, step = gridDim.x * WARPS;
+        Unit unit = unit_of(p, blockIdx.x * WARPS + warp);
+        if (EARLY && unit.there) load_first<ONCE>(p, unit.slot, rows.from, rows.to, lane, first);
+        if (!LOOP) {
+            if (unit.there) serve(p, team, unit, 0, 1, lane, first, [] {});
+            return;
+        }
+        // A warp goes from head to head, and asks for the next one's sums before it is done with one.
+#pragma unroll 1
+        while (unit.index < all) {
+            Unit next;
+            auto ready = [&] {
+                next = unit_of(p, unit.index + step);
+                if (!next.there) return;
+                if (EARLY) load_first<ONCE>(p, next.slot, rows.from, rows.to, lane, first);
+                prefetch_inputs(p, next, lane.index);
+            };
+            if (unit.there) {
+                serve(p, team, unit, 0, 1, lane, first, ready);
+                // Shared memory is free for the next.
+                team.sync();
+            } else {
+                ready();
+            }
+            unit = next;
+        }
+    } else {
+        Unit unit = unit_of(p, blockIdx.x / p.split);
+        if (!unit.there) return;
+        u32 part = blockIdx.x % p.split;
+        Rows rows = first_rows(share(Rows{0, FEATURES}, part, p.split, TILE), team.warp);
+        if (EARLY) load_first<ONCE>(p, unit.slot, rows.from, rows.to, lane, first);
+        serve(p, team, unit, part, p.split, lane, first, [] {});
+    }
 }

@@ -1,36 +1,12 @@
 // From far sums to outputs: what one team does once the far sums of its head have been read. It weighs the raw tokens,
 // brings all parts under one denominator, and leaves the new token in the state.
 #pragma once
-#include "decode_fold.cuh"
+#include "decode_past.cuh"
+#include "decode_team.cuh"
 #include "decode_tokens.cuh"
 #if PER_QUERY
 #include "series.cuh"
 #endif
-
-// Warps that serve one head, and their shared memory.
-struct Team {
-    int warp, thread;
-    f32* queries;       // [PASSES][D_KEY + 1][G], scaled; the last row is 1
-    f32* new_key;       // [D_KEY]
-    f32* new_value;     // [D_VALUE]
-    f32* far;           // [PLANES][HEADS][ROW]
-    f32* parts;         // [TEAM][G][ROW], what each warp has
-    f32* levels;        // [TEAM][G], its maxima
-    f32* coefficients;  // [G][TERMS]
-    f32* scales;        // [TEAM + 2][G]
-    u32* flag;
-    f32* weights;       // the warp's own
-    DEVICE void sync() const {
-#if TEAM == 1
-        __syncwarp();
-#else
-        __syncthreads();
-#endif
-    }
-    DEVICE const f32* queries_of(int pass) const { return queries + pass * (D_KEY + 1) * G; }
-    DEVICE f32* far_of(int plane, int pass) const { return far + (plane * HEADS + pass * G) * ROW; }
-};
-constexpr int TEAM_THREADS = TEAM * 32;
 
 // How the parts stand to each other in time.
 struct Standing {
@@ -47,7 +23,7 @@ DEVICE Standing standing_of(const Past& past, int lane) {
     s.all = warp_sum(logs);
     s.since = past.mark.total + s.all;
     f64 since_anchor = s.all + past.mark.lag;
-    if (NEAR == NEAR_NONE && !past.is_sink) {
+    if (NEAR == NEAR_NONE && !past.is_sink()) {
         s.factor = faded(since_anchor);
     } else {
         s.gap = since_anchor;
@@ -66,7 +42,7 @@ DEVICE f32 over_warps(const Team& team, int e) {
 
 #if PER_QUERY
 // Coefficients of query g of a pass, of its far sums and open tokens; gives the logarithm of their scale.
-DEVICE f64 fit_query(const Decode& p, const Past& past, const Team& team, i64 slot, int pass, int g, f32 factor) {
+DEVICE f64 fit_query(const Decode& p, const Past& past, const Team& team, u32 slot, int pass, int g, f32 factor) {
     constexpr int orders[PLANES] = ORDERS;
     constexpr int MOST = largest(largest(HIGHEST + 1, TERMS), 3);
     f64 sums[MOST], c[MOST];
@@ -79,14 +55,8 @@ DEVICE f64 fit_query(const Decode& p, const Past& past, const Team& team, i64 sl
 #endif
         sums[orders[plane]] = f64(sum);
     }
-    f32 size = 0.0f, reach = 0.0f;
-    for (int i = 0; i < D_KEY; ++i) {
-        f32 q = team.queries_of(pass)[i * G + g];
-        size = fmaf(q, q, size);
-        reach = fmaf(team.new_key[i], team.new_key[i], reach);
-    }
-    f64 farthest = past.mark.count == 0 ? 0.0 : fmax(p.reaches[slot], f64(reach));
-    Noise noise = {p.relative_noise, p.absolute_noise, sqrt(farthest) * sqrt(f64(size))};
+    f64 farthest = past.mark.count == 0 ? 0.0 : fmax(p.reaches[slot], f64(team.scales[G]));
+    Noise noise = {p.relative_noise, p.absolute_noise, sqrt(farthest) * sqrt(f64(team.scales[g]))};
     Fit fit = fit_series<MOST>(SERIES, f64(p.tau), nullptr, sums, HIGHEST + 1, noise, 0.0, c, TERMS);
     for (int i = 0; i < TERMS; ++i) team.coefficients[g * TERMS + i] = past.has_far() ? f32(c[i]) : 0.0f;
     team.far_of(0, pass)[g * ROW + D_VALUE] = past.has_far() ? f32(fit.denominator) : 0.0f;
@@ -94,13 +64,23 @@ DEVICE f64 fit_query(const Decode& p, const Past& past, const Team& team, i64 sl
 }
 #endif
 
-// Makes plane 0 of the far sums the far numerators and denominators, open tokens included where they are far.
-DEVICE void finish_far(const Decode& p, const Past& past, const Team& team, i64 slot, int pass, const Standing& standing,
+// Makes plane 0 of the far sums the far numerators and denominators, open tokens included where they are far (which
+// they already are where coefficients are the same for all queries: see decode.cu). Gives the logarithm of their scale.
+DEVICE void finish_far(const Decode& p, const Past& past, const Team& team, u32 slot, int pass, const Standing& standing,
                        const Lane& lane, f32* level) {
-    f32* far = team.far_of(0, pass);
     *level = 0.0f;
 #if PER_QUERY
     constexpr int orders[PLANES] = ORDERS;
+    // The squares of the queries' lengths, and of the new key's.
+    for (int g = team.warp; g <= G; g += TEAM) {
+        f32 size = 0.0f;
+        for (int i = lane.index; i < D_KEY; i += 32) {
+            f32 x = g < G ? team.queries_of(pass)[i * G + g] : team.new_key[i];
+            size = fmaf(x, x, size);
+        }
+        size = warp_sum(size);
+        if (lane.index == 0) team.scales[g] = size;
+    }
 #if NEAR == NEAR_NONE
     f32 sums[PLANES][G];
     moments(past, team.queries_of(pass), team.warp, lane, sums);
@@ -111,8 +91,8 @@ DEVICE void finish_far(const Decode& p, const Past& past, const Team& team, i64 
             f32 sum = warp_sum(sums[plane][g]);
             if (lane.index == 0) team.parts[(team.warp * PLANES + plane) * G + g] = sum;
         }
-    team.sync();
 #endif
+    team.sync();
     if (team.thread < G) {
         f64 log_scale = fit_query(p, past, team, slot, pass, team.thread, standing.factor);
         f64 shifted = log_scale + standing.gap;
@@ -123,38 +103,28 @@ DEVICE void finish_far(const Decode& p, const Past& past, const Team& team, i64 
     if (team.thread < G) *level = f32(standing.gap);
 #endif
 
+#if PER_QUERY
 #if NEAR == NEAR_NONE
     Sums a;
     clear(a);
-#if PER_QUERY
-    far_tokens(past, team.queries_of(pass), team.coefficients, TERMS, team.weights, team.warp, lane, a);
-#else
-    far_tokens(past, team.queries_of(pass), p.coefficients, 0, team.weights, team.warp, lane, a);
-#endif
+    far_tokens(past, team.queries_of(pass), team.coefficients, TERMS, team.weights, team.warp, TEAM, lane, a);
     gather(a, lane, team.weights, team.parts + team.warp * G * ROW);
     team.sync();
 #endif
-
-#if PER_QUERY || NEAR == NEAR_NONE
     for (int e = team.thread; e < G * ROW; e += TEAM_THREADS) {
-        f32 sum;
-#if PER_QUERY
         // A query's denominator is already there.
         if (e % ROW == D_VALUE) continue;
         const f32* c = team.coefficients + e / ROW * TERMS;
-        sum = 0.0f;
+        f32 sum = 0.0f;
 #pragma unroll
         for (int plane = 0; plane < PLANES; ++plane) {
             if (orders[plane] < TERMS) sum = fmaf(c[orders[plane]], team.far_of(plane, pass)[e], sum);
         }
         sum *= standing.factor;
-#else
-        sum = far[e] * standing.factor;
-#endif
 #if NEAR == NEAR_NONE
         sum += over_warps(team, e);
 #endif
-        far[e] = sum;
+        team.far_of(0, pass)[e] = sum;
     }
     team.sync();
 #endif
@@ -168,8 +138,27 @@ DEVICE void inspect(const Decode& p, f32 den, u64 place) {
     atomicMax(&p.tally->first, ~place);
 }
 
+DEVICE void write(const Decode& p, u32 entry, u32 head, int query, int column, f32 y) {
+    row<E>(p.y, entry, i64(head) * GROUP + query, 0)[column] = from_f32<E>(y);
+}
+DEVICE u64 place_of(const Decode& p, u32 entry, u32 head, int query) {
+    return u64(entry) * (u64(p.kv_heads) * GROUP) + u64(head) * GROUP + query;
+}
+
+// Answers the queries of one pass where all is far, and so has been summed: element(e) of [G][ROW].
+template <class Element>
+DEVICE void answer_far(const Decode& p, const Team& team, u32 entry, u32 head, int pass, Element element) {
+    for (int e = team.thread; e < G * D_VALUE; e += TEAM_THREADS) {
+        int g = e / D_VALUE, column = e % D_VALUE;
+        if (pass * G + g >= GROUP) break;
+        f32 den = element(g * ROW + D_VALUE);
+        write(p, entry, head, pass * G + g, column, element(g * ROW + column) / den);
+        if (column == 0) inspect(p, den, place_of(p, entry, head, pass * G + g));
+    }
+}
+
 // Answers the queries of one pass.
-DEVICE void answer(const Decode& p, const Past& past, const Team& team, i64 slot, u32 entry, u32 head, int pass,
+DEVICE void answer(const Decode& p, const Past& past, const Team& team, u32 slot, u32 entry, u32 head, int pass,
                    const Standing& standing, const Lane& lane) {
     f32 level;
     finish_far(p, past, team, slot, pass, standing, lane, &level);
@@ -212,7 +201,7 @@ DEVICE void answer(const Decode& p, const Past& past, const Team& team, i64 slot
         }
         team.scales[(TEAM + 1) * G + g] = den;
         int query = pass * G + g;
-        if (query < GROUP) inspect(p, den, u64(entry) * (u64(p.kv_heads) * GROUP) + u64(head) * GROUP + query);
+        if (query < GROUP) inspect(p, den, place_of(p, entry, head, query));
     }
     team.sync();
     for (int e = team.thread; e < G * D_VALUE; e += TEAM_THREADS) {
@@ -226,15 +215,14 @@ DEVICE void answer(const Decode& p, const Past& past, const Team& team, i64 slot
                 num = fmaf(team.parts[(w * G + query) * ROW + column], team.scales[(w + 1) * G + query], num);
             }
         }
-        E* y = row<E>(p.y, entry, i64(head) * GROUP + pass * G + query, 0);
-        y[column] = from_f32<E>(num / team.scales[(TEAM + 1) * G + query]);
+        write(p, entry, head, pass * G + query, column, num / team.scales[(TEAM + 1) * G + query]);
     }
     team.sync();
 }
 
 // What folding the block makes of the mark.
 DEVICE Mark folded_mark(const Past& past) {
-    Mark mark = past.mark;
+    Mark mark = past.p->marks[past.slot];
     f64 all = 0.0, after = 0.0;
     bool found = false;
     int lane = threadIdx.x % 32;
@@ -256,18 +244,26 @@ DEVICE Mark folded_mark(const Past& past) {
     return mark;
 }
 
+// Tells that a head's team has read its sequence's position; gives whether it is the last of the sequence's heads.
+// What it has read comes in so that this cannot come before.
+DEVICE bool tell_read(const Decode& p, const Past& past, u32 sequence) {
+    if (p.kv_heads == 1) return true;
+    u32 one = past.open > 0 && past.position != ~u64(0) ? 1 : 0;
+    return atomicAdd(p.heads_done + sequence, one) == p.kv_heads - 1;
+}
+
 // Leaves the new token in the state. All that reads the head's past is done.
-DEVICE void keep(const Decode& p, const Past& past, const Team& team, i64 slot, u32 sequence, f64 since) {
-    i64 place = slot * CAPACITY + past.place(past.open - 1);
+DEVICE void keep(const Decode& p, const Past& past, const Team& team, u32 slot, f64 since) {
+    i64 place = past.place(past.open - 1);
     for (int i = team.thread; i < D_KEY; i += TEAM_THREADS) {
-        p.open_keys[place * D_KEY + i] = past.is_sink ? 0.0f : past.new_key[i];
+        p.open_keys[place * D_KEY + i] = past.is_sink() ? 0.0f : past.team->new_key[i];
     }
-    for (int i = team.thread; i < D_VALUE; i += TEAM_THREADS) p.open_values[place * D_VALUE + i] = past.new_value[i];
+    for (int i = team.thread; i < D_VALUE; i += TEAM_THREADS) p.open_values[place * D_VALUE + i] = past.team->new_value[i];
 #if SINKS > 0
-    if (past.is_sink) {
-        i64 sink = slot * SINKS + i64(past.position);
-        for (int i = team.thread; i < D_KEY; i += TEAM_THREADS) p.sink_keys[sink * D_KEY + i] = past.new_key[i];
-        for (int i = team.thread; i < D_VALUE; i += TEAM_THREADS) p.sink_values[sink * D_VALUE + i] = past.new_value[i];
+    if (past.is_sink()) {
+        i64 sink = i64(slot) * SINKS + i64(past.position);
+        for (int i = team.thread; i < D_KEY; i += TEAM_THREADS) p.sink_keys[sink * D_KEY + i] = past.team->new_key[i];
+        for (int i = team.thread; i < D_VALUE; i += TEAM_THREADS) p.sink_values[sink * D_VALUE + i] = past.team->new_value[i];
         if (team.thread == 0) {
             p.sink_weights[sink] = 1.0f;
 #if FADES
@@ -277,27 +273,24 @@ DEVICE void keep(const Decode& p, const Past& past, const Team& team, i64 slot, 
     }
 #endif
     if (team.warp != 0) return;
-    Mark mark = past.mark;
+    Mark mark = {0, 0.0, 0.0};
     if (past.folds()) mark = folded_mark(past);
+    f32 reach = 0.0f;
+    for (int i = team.thread; i < D_KEY; i += 32) reach = fmaf(past.team->new_key[i], past.team->new_key[i], reach);
+    reach = warp_sum(reach);
     if (team.thread != 0) return;
-    p.open_weights[place] = past.is_sink ? 0.0f : 1.0f;
+    p.open_weights[place] = past.is_sink() ? 0.0f : 1.0f;
 #if FADES
     p.open_fading[place] = past.new_log;
 #endif
     if (past.folds()) p.marks[slot] = mark;
-    f32 reach = 0.0f;
-    for (int i = 0; i < D_KEY; ++i) reach = fmaf(past.new_key[i], past.new_key[i], reach);
-    p.reaches[slot] = fmax(p.reaches[slot], f64(reach));
-    // The last of a sequence's heads counts the token: until then others may still look.
-    bool last = p.kv_heads == 1;
-    if (!last) {
-        __threadfence();
-        last = atomicAdd(p.heads_done + sequence, 1u) == p.kv_heads - 1;
-        if (last) p.heads_done[sequence] = 0;
-    }
-    if (last) {
-        atomicAdd(&p.tally->queries, u64(p.kv_heads) * GROUP);
-        p.positions[sequence] = past.position + 1;
-        p.open[sequence] = u32(past.folds() ? past.open - BLOCK : past.open);
-    }
+    if (f64(reach) > p.reaches[slot]) p.reaches[slot] = f64(reach);
+}
+
+// Counts the token, once all of its sequence's heads have read its position.
+DEVICE void advance(const Decode& p, const Past& past, u32 sequence) {
+    if (p.kv_heads > 1) p.heads_done[sequence] = 0;
+    p.positions[sequence] = past.position + 1;
+    p.open[sequence] = u32(past.folds() ? past.open - BLOCK : past.open);
+    atomicAdd(&p.tally->queries[sequence % COUNTERS][0], u64(p.kv_heads) * GROUP);
 }

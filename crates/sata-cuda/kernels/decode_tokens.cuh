@@ -3,14 +3,15 @@
 #include "decode_past.cuh"
 #include "decode_sums.cuh"
 
-// x of one key for G queries.
-DEVICE void logits(const f32* key, const f32* queries, f32 (&x)[G]) {
+// x of one key for G queries; key4(i) gives four of its elements, key(i) one.
+template <class Key4, class Key>
+DEVICE void logits(Key4 key4, Key key, const f32* queries, f32 (&x)[G]) {
 #pragma unroll
     for (int g = 0; g < G; ++g) x[g] = 0.0f;
     if constexpr (D_KEY % 4 == 0) {
 #pragma unroll 8
         for (int i = 0; i < D_KEY; i += 4) {
-            float4 k = load4(key + i);
+            float4 k = key4(i);
             f32 each[4] = {k.x, k.y, k.z, k.w};
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -23,12 +24,15 @@ DEVICE void logits(const f32* key, const f32* queries, f32 (&x)[G]) {
     } else {
 #pragma unroll 4
         for (int i = 0; i < D_KEY; ++i) {
-            f32 q[G];
+            f32 q[G], k = key(i);
             load_heads(queries + i * G, q);
 #pragma unroll
-            for (int g = 0; g < G; ++g) x[g] = fmaf(key[i], q[g], x[g]);
+            for (int g = 0; g < G; ++g) x[g] = fmaf(k, q[g], x[g]);
         }
     }
+}
+DEVICE void logits(const Past& past, int token, const f32* queries, f32 (&x)[G]) {
+    logits([&](int i) { return past.key4(token, i); }, [&](int i) { return past.key(token, i); }, queries, x);
 }
 
 // What has been lost from each lane's token to the newest one, going backwards, and in `lost` from the first.
@@ -44,15 +48,50 @@ DEVICE f64 lost_since(f64 log, int lane, f64& lost) {
     return since;
 }
 
-// Adds the weights' rows of values. `weights` is [32][G], `row` gives the values of a token below `count`.
-template <class Rows>
-DEVICE void add_values(Sums& a, const f32* weights, int count, const Lane& lane, Rows row) {
+// The values of up to 32 tokens as a lane's rows and columns; loaded before the tokens' weights are known where they fit
+// in a few registers.
+constexpr bool VALUES_EARLY = TOKEN_LOADS * STRETCHES * VEC <= 16;
+struct Values {
+    Vec x[VALUES_EARLY ? TOKEN_LOADS : 1][STRETCHES];
+};
+// values(t, i) loads from those of a token below `count`.
+template <class From>
+DEVICE void load_values(Values& v, int count, const Lane& lane, From values) {
+    if constexpr (VALUES_EARLY) {
+#pragma unroll
+        for (int j = 0; j < TOKEN_LOADS; ++j)
+#pragma unroll
+            for (int s = 0; s < STRETCHES; ++s) {
+                int t = j * AT_ONCE + lane.row;
+                bool there = has_row(lane) && has_column(lane, s) && t < count;
+                v.x[j][s] = there ? values(t, (s * ACROSS + lane.column) * VEC) : zeros();
+            }
+    }
+}
+// Adds the rows of values times their weights [32][G], which are 0 from `count` on.
+template <class From>
+DEVICE void add_values(Sums& a, const Values& v, const f32* weights, int count, const Lane& lane, From values) {
+    if constexpr (VALUES_EARLY) {
+#pragma unroll
+        for (int j = 0; j < TOKEN_LOADS; ++j) {
+            int t = j * AT_ONCE + lane.row;
+            f32 w[G];
+            load_heads(weights + (TOKEN_LOADS * AT_ONCE > 32 ? min(t, 31) : t) * G, w);
+#pragma unroll
+            for (int s = 0; s < STRETCHES; ++s)
+#pragma unroll
+                for (int g = 0; g < G; ++g)
+#pragma unroll
+                    for (int i = 0; i < VEC; ++i) a.num[g][s][i] = fmaf(w[g], v.x[j][s].x[i], a.num[g][s][i]);
+        }
+        return;
+    }
 #pragma unroll
     for (int s = 0; s < STRETCHES; ++s) {
         if (!has_row(lane) || !has_column(lane, s)) continue;
 #pragma unroll 4
         for (int t = lane.row; t < count; t += AT_ONCE) {
-            Vec value = load(row(t) + (s * ACROSS + lane.column) * VEC);
+            Vec value = values(t, (s * ACROSS + lane.column) * VEC);
             f32 w[G];
             load_heads(weights + t * G, w);
 #pragma unroll
@@ -98,39 +137,48 @@ DEVICE void near_tokens(const Past& past, const f32* queries, f32* weights, int 
 #endif
         if (tile % TEAM != warp) continue;
         f32 live = inside ? past.weight(token) : 0.0f, x[G];
-        logits(past.key(inside ? token : first), queries, x);
+        auto values = [&](int t, int i) { return past.values(first + t, i); };
+        int count = min(past.open - first, 32);
+        Values v;
+        load_values(v, count, lane, values);
+        logits(past, inside ? token : first, queries, x);
         exponential(a, max, x, fading, live);
         store_heads(weights + lane.index * G, x);
         __syncwarp();
-        add_values(a, weights, min(past.open - first, 32), lane, [&](int t) { return past.value(first + t); });
+        add_values(a, v, weights, count, lane, values);
         __syncwarp();
     }
 }
 
 // The sinks by exp: this warp's share of them. `since` is g at the new token since the sequence's start.
-DEVICE void sinks(const Decode& p, const Past& past, i64 slot, f64 since, const f32* queries, f32* weights, int warp,
+DEVICE void sinks(const Decode& p, const Past& past, u32 slot, f64 since, const f32* queries, f32* weights, int warp,
                   const Lane& lane, Sums& a, f32 (&max)[G]) {
     const f32* keys = p.sink_keys + slot * (i64(SINKS) * D_KEY);
     const f32* values = p.sink_values + slot * (i64(SINKS) * D_VALUE);
-    int count = past.is_sink ? int(past.position) + 1 : SINKS;
-    int newest = past.is_sink ? int(past.position) : -1;
+    int count = past.is_sink() ? int(past.position) + 1 : SINKS;
+    int newest = past.is_sink() ? int(past.position) : -1;
 #pragma unroll 1
     for (int first = warp * 32; first < count; first += TEAM * 32) {
         int token = first + lane.index;
         bool inside = token < count;
         f32 live = 0.0f, fading = 0.0f, x[G];
-        if (inside) live = token == newest ? 1.0f : p.sink_weights[slot * SINKS + token];
+        if (inside) live = token == newest ? 1.0f : p.sink_weights[i64(slot) * SINKS + token];
 #if FADES
-        if (inside && token != newest) fading = f32(since - p.sink_fading[slot * SINKS + token]);
+        if (inside && token != newest) fading = f32(since - p.sink_fading[i64(slot) * SINKS + token]);
 #endif
+        auto from = [&](int t, int i) {
+            return first + t == newest ? load(past.team->new_value + i) : load(values + i64(first + t) * D_VALUE + i);
+        };
+        Values v;
+        load_values(v, min(count - first, 32), lane, from);
         int known = inside ? token : first;
-        logits(known == newest ? past.new_key : keys + i64(known) * D_KEY, queries, x);
+        const f32* key = keys + i64(known) * D_KEY;
+        logits([&](int i) { return known == newest ? load4(past.team->new_key + i) : load4(key + i); },
+               [&](int i) { return known == newest ? past.team->new_key[i] : key[i]; }, queries, x);
         exponential(a, max, x, fading, live);
         store_heads(weights + lane.index * G, x);
         __syncwarp();
-        add_values(a, weights, min(count - first, 32), lane, [&](int t) {
-            return first + t == newest ? past.new_value : values + i64(first + t) * D_VALUE;
-        });
+        add_values(a, v, weights, min(count - first, 32), lane, from);
         __syncwarp();
     }
 }
@@ -144,9 +192,10 @@ DEVICE f32 far_weight(const Past& past, int token, bool inside, int lane, f64& l
     return weight;
 }
 
-// The open tokens by the polynomial with coefficients [TERMS] of each query, or of all (`stride` 0).
+// The open tokens by the polynomial with coefficients [TERMS] of each query, or of all (`stride` 0): the share of one
+// of `count` warps.
 DEVICE void far_tokens(const Past& past, const f32* queries, const f32* coefficients, int stride, f32* weights,
-                       int warp, const Lane& lane, Sums& a) {
+                       int warp, int count, const Lane& lane, Sums& a) {
     f64 lost = 0.0;
     int tile = 0;
 #pragma unroll 1
@@ -154,9 +203,13 @@ DEVICE void far_tokens(const Past& past, const f32* queries, const f32* coeffici
         int token = first + lane.index;
         bool inside = token < past.open;
         f32 weight = far_weight(past, token, inside, lane.index, lost);
-        if (tile % TEAM != warp) continue;
+        if (count > 1 && tile % count != warp) continue;
+        auto values = [&](int t, int i) { return past.values(first + t, i); };
+        int tokens = min(past.open - first, 32);
+        Values v;
+        load_values(v, tokens, lane, values);
         f32 x[G];
-        logits(past.key(inside ? token : first), queries, x);
+        logits(past, inside ? token : first, queries, x);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
             const f32* c = coefficients + g * stride;
@@ -168,7 +221,7 @@ DEVICE void far_tokens(const Past& past, const f32* queries, const f32* coeffici
         }
         store_heads(weights + lane.index * G, x);
         __syncwarp();
-        add_values(a, weights, min(past.open - first, 32), lane, [&](int t) { return past.value(first + t); });
+        add_values(a, v, weights, tokens, lane, values);
         __syncwarp();
     }
 }
@@ -190,7 +243,7 @@ DEVICE void moments(const Past& past, const f32* queries, int warp, const Lane& 
         f32 weight = far_weight(past, token, inside, lane.index, lost);
         if (tile % TEAM != warp) continue;
         f32 x[G];
-        logits(past.key(inside ? token : first), queries, x);
+        logits(past, inside ? token : first, queries, x);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
             f32 w = weight;

@@ -16,6 +16,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "decode_fold.cuh",
     "decode_past.cuh",
     "decode_sums.cuh",
+    "decode_team.cuh",
     "decode_tokens.cuh",
     "decode_types.cuh",
     "generic.cuh",

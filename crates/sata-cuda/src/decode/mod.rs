@@ -93,8 +93,8 @@ pub struct Decoder {
 #[derive(Debug)]
 #[allow(dead_code)]
 struct Held {
-    indices: Buffer<u32>,
-    multipliers: Buffer<f32>,
+    features: Buffer<[u32; 2]>,
+    more_indices: Buffer<u32>,
     coefficients: Buffer<f32>,
     partial: Buffer<f32>,
     done: Buffer<u32>,
@@ -162,19 +162,19 @@ impl Decoder {
             split => sizes.units * split as usize * recipe.partial(sizes),
         };
         let held = Held {
-            indices: Buffer::from_slice(device, &tables.indices)?,
-            multipliers: Buffer::from_slice(device, &tables.multipliers)?,
+            features: Buffer::from_slice(device, &tables.features)?,
+            more_indices: Buffer::from_slice(device, &tables.more_indices)?,
             coefficients: Buffer::from_slice(device, &coefficients)?,
             partial: Buffer::uninit(device, partial)?,
             done: Buffer::zeroed(device, sizes.units + sequences)?,
         };
-        let tally = Buffer::<u64>::zeroed(device, 4)?;
+        let tally = Buffer::<u64>::zeroed(device, TALLY)?;
         let tau = if let Series::Hermite { tau } = spec.series() { *tau } else { 0.0 };
         // What rounding leaves in sums over features, as the CPU engine counts it.
         let rounding = f64::from(f32::EPSILON);
         let params = Params {
-            indices: held.indices.address(),
-            multipliers: held.multipliers.address(),
+            features: held.features.address(),
+            more_indices: held.more_indices.address(),
             coefficients: held.coefficients.address(),
             partial: held.partial.address(),
             parts_done: held.done.address(),
@@ -332,10 +332,11 @@ impl Decoder {
     /// # Errors
     /// [`Error::Driver`].
     pub fn diagnostics(&mut self) -> Result<Diagnostics, Error> {
-        let mut found = [0u64; 4];
-        self.tally.read(0, &mut found)?;
+        let found = self.tally.to_vec()?;
         self.tally.fill_bytes(0)?;
-        let [queries, non_positive, non_finite, first] = found;
+        let [non_positive, non_finite, first] = [found[0], found[1], found[2]];
+        // Every fourth number is a counter.
+        let queries = found[4..].iter().step_by(4).sum();
         let heads = self.query_heads;
         let place = |first: u64| [!first as usize / heads, !first as usize % heads, 0];
         Ok(Diagnostics {
@@ -405,6 +406,7 @@ fn sizes_of(
         group: query_heads / kv_heads,
         planes: if per_query { state.orders().len() } else { 1 },
         terms: if per_query { spec.terms() } else { 0 },
+        block: spec.block(),
         units: entries.saturating_mul(kv_heads),
     };
     const MOST: usize = i32::MAX as usize / 2;
@@ -425,6 +427,9 @@ fn sizes_of(
     }
     Ok(sizes)
 }
+
+/// Words of the kernel's `Tally`: three numbers, and counters four words apart.
+const TALLY: usize = 4 + 4 * 32;
 
 /// Most terms of a series that is fitted to each query: as many as their nodes can use.
 const MOST_FITTED: usize = 32;

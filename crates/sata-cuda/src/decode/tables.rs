@@ -6,11 +6,12 @@ use crate::plan::each_monomial;
 
 /// Tables of a basis, the same for all heads.
 pub(crate) struct Tables {
-    /// `[words][D]`: indices of a feature's factors, packed. Those that lower orders lack are
-    /// `d_key`, which stands for 1.
-    pub indices: Vec<u32>,
-    /// `[D]`: a feature's multiplicity times its order's coefficient.
-    pub multipliers: Vec<f32>,
+    /// `[D]`: indices of a feature's first factors, packed, and its multiplicity times its order's
+    /// coefficient, as the bits of an f32. Factors that lower orders lack are `d_key`, which stands
+    /// for 1.
+    pub features: Vec<[u32; 2]>,
+    /// `[words - 1][D]`: the other factors.
+    pub more_indices: Vec<u32>,
 }
 
 /// Bits of an index: `d_key` itself is one.
@@ -30,18 +31,24 @@ impl Tables {
         let highest = basis.orders().last().copied().unwrap_or(0);
         let (bits, words) = (bits(d_key), words(d_key, highest));
         let per_word = 32 / bits;
-        let mut indices = vec![0u32; words * len];
-        let mut multipliers = Vec::with_capacity(len);
+        let mut features = Vec::with_capacity(len);
+        let mut more_indices = vec![0u32; words.saturating_sub(1) * len];
         each_monomial(basis, |monomial| {
-            let feature = multipliers.len();
+            let feature = features.len();
+            let coefficient = coefficients.get(monomial.len()).copied().unwrap_or(0.0);
+            let multiplier = (basis.multiplicities()[feature] * coefficient) as f32;
+            let mut first = 0;
             let all = monomial.iter().copied().chain(std::iter::repeat(d_key as u32));
             for (i, index) in all.take(highest).enumerate() {
-                indices[i / per_word * len + feature] |= index << (i % per_word * bits);
+                let word = match i / per_word {
+                    0 => &mut first,
+                    w => &mut more_indices[(w - 1) * len + feature],
+                };
+                *word |= index << (i % per_word * bits);
             }
-            let coefficient = coefficients.get(monomial.len()).copied().unwrap_or(0.0);
-            multipliers.push((basis.multiplicities()[feature] * coefficient) as f32);
+            features.push([first, multiplier.to_bits()]);
         });
-        Tables { indices, multipliers }
+        Tables { features, more_indices }
     }
 }
 
@@ -66,7 +73,7 @@ mod tests {
             let tables = Tables::new(&basis, &coefficients);
             let highest = *orders.last().unwrap();
             let (bits, words) = (bits(d), words(d, highest));
-            assert_eq!(tables.indices.len(), words * basis.len());
+            assert_eq!(tables.more_indices.len(), words.saturating_sub(1) * basis.len());
             // Σ multiplier · Φ(x) · Φ(y) over the features of an order is a_p (x·y)^p.
             let x: Vec<f64> = (0..d).map(|i| 0.3 + 0.01 * i as f64).chain([1.0]).collect();
             let dot: f64 = x[..d].iter().map(|x| x * x).sum();
@@ -76,13 +83,16 @@ mod tests {
                     let mut phi = 1.0;
                     let mut used = 0;
                     for i in 0..highest {
-                        let word = tables.indices[i / (32 / bits) * basis.len() + f];
+                        let word = match i / (32 / bits) {
+                            0 => tables.features[f][0],
+                            w => tables.more_indices[(w - 1) * basis.len() + f],
+                        };
                         let index = (word >> (i % (32 / bits) * bits)) as usize & ((1 << bits) - 1);
                         phi *= x[index];
                         used += usize::from(index < d);
                     }
                     assert_eq!(used, p);
-                    sum += f64::from(tables.multipliers[f]) * phi * phi;
+                    sum += f64::from(f32::from_bits(tables.features[f][1])) * phi * phi;
                 }
                 let want = coefficients[p] * dot.powi(p as i32);
                 assert!((sum / want - 1.0).abs() < 1e-6, "d = {d}, p = {p}: {sum} {want}");
