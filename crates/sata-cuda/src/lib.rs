@@ -5,7 +5,15 @@
 //! use by NVIDIA's run-time compiler and kept on disk. Building this crate needs no CUDA; opening a
 //! [`Device`] needs a driver, and says so where there is none ([`Error::NoDriver`]).
 //!
-//! With the feature `emulator`, `Device::emulated` runs the same kernels on the CPU: for tests.
+//! With the feature `emulator`, `Device::emulated` runs the same kernels on the CPU, and the module
+//! `offline` compiles them for a GPU that is not there: for tests.
+//!
+//! | variable                | names                                                             |
+//! |-------------------------|-------------------------------------------------------------------|
+//! | `SATA_NVRTC`            | the run-time compiler: libnvrtc, or the folder that it is in      |
+//! | `SATA_CACHE_DIR`        | where compiled kernels are kept; else the user's cache folder     |
+//! | `SATA_CXX`              | the emulator's C++ compiler; else `CXX`, `c++`, `g++`, `clang++`  |
+//! | `SATA_EMULATOR_THREADS` | threads that the emulator runs blocks on; else as many as there are |
 
 #![deny(missing_docs)]
 
