@@ -340,7 +340,19 @@ fn sums_in_bf16() {
 }
 
 #[test]
-fn without_compensation() {
+fn hundreds_of_steps_without_compensation() {
     let spec = spec(6, 8).terms(3).decay(Decay::Gates).build().unwrap();
-    check::<f32>(&Case { low: false, ..Case::new(spec) });
+    check::<f32>(&Case { low: false, steps: 500, ..Case::new(spec) });
+}
+
+#[test]
+fn logits_that_exponentials_of_would_overflow() {
+    let mut cases = vec![];
+    for series in [Series::Taylor, Series::Gauss] {
+        let spec = spec(4, 4).series(series).terms(4).near(Near::Blocks(1)).sinks(2);
+        let spec = spec.build().unwrap();
+        // Rounding of a logit of 100 is 1e-5 of its weight.
+        cases.push(Case { width: 100.0, tolerance: 1e-3, ..Case::new(spec) });
+    }
+    many::<f32>(cases);
 }
