@@ -52,8 +52,10 @@ pub enum Kind {
     Split,
     /// So many tokens in one call, then step by step, sequences at different positions.
     Steps(usize),
-    /// Gradients by all inputs.
-    Backward,
+    /// So many keys in a state, which all queries read with the other keys.
+    Past(usize),
+    /// Gradients by all inputs, of one call or of two that a state joins after so many tokens.
+    Backward(Option<usize>),
 }
 
 /// One case.
@@ -151,7 +153,9 @@ impl Case {
             Kind::Packed(lengths) => format!("packed {lengths:?}"),
             Kind::Split => "split".into(),
             Kind::Steps(prefilled) => format!("steps after {prefilled}"),
-            Kind::Backward => "backward".into(),
+            Kind::Past(cut) => format!("past of {cut}"),
+            Kind::Backward(None) => "backward".into(),
+            Kind::Backward(Some(cut)) => format!("backward, a state after {cut}"),
         };
         name += &format!(
             " {} {} d={}",
@@ -238,8 +242,8 @@ impl Case {
             _ => 0.0,
         };
         let usual = match self.kind {
-            Kind::Backward => 1e-4,
-            Kind::Split | Kind::Steps(_) => 2e-5,
+            Kind::Backward(_) => 1e-4,
+            Kind::Split | Kind::Steps(_) | Kind::Past(_) => 2e-5,
             _ => 1e-5,
         };
         self.dtype.rounding() + sums + usual * fitted * large
@@ -274,7 +278,7 @@ impl Case {
         let mut machine = engine.machine(&self.spec, &inputs, self.causal, self.how)?;
         let machine = machine.as_mut();
         match &self.kind {
-            Kind::Backward => self.backward(machine, &inputs, &mut rng),
+            Kind::Backward(cut) => self.backward(machine, &inputs, *cut, &mut rng),
             Kind::Packed(lengths) => {
                 let cu = packed::cumulative(lengths);
                 let rows = packed::rows(&self.spec, &inputs, &cu, self.causal)?;
@@ -298,6 +302,7 @@ impl Case {
                     match kind {
                         Kind::Split => self.split(machine, &mut rng).map(|()| None),
                         Kind::Steps(first) => self.steps(machine, *first, &mut rng).map(|()| None),
+                        Kind::Past(cut) => machine.read(*cut).map(|found| Some(found.queries)),
                         _ => machine.whole(None).map(|found| Some(found.queries)),
                     }
                 })
@@ -413,11 +418,12 @@ impl Case {
         &self,
         machine: &mut (dyn Machine<E> + '_),
         inputs: &Inputs<E>,
+        cut: Option<usize>,
         rng: &mut StdRng,
     ) -> Outcome<Option<Measured>> {
         let dy: Vec<E> = normal(rng, super::inputs::len(inputs.sizes.y()), 1.0);
-        let Some(got) = machine.backward(&dy)? else { return Ok(None) };
-        let Some(again) = machine.backward(&dy)? else {
+        let Some(got) = machine.backward(&dy, cut)? else { return Ok(None) };
+        let Some(again) = machine.backward(&dy, cut)? else {
             return Err(Failure::new("there was a backward pass, and then there was none"));
         };
         let want = gradients::truth(&self.spec, inputs, self.causal, &dy)?;

@@ -63,7 +63,9 @@ pub fn few() -> Outcome<Vec<Group>> {
         Case::new(of(), Sizes { batch: 1, ..s })?.kind(Kind::Packed(vec![17, 0, 23])),
         state(Case::new(of().decay(Decay::Slopes), s)?).kind(Kind::Split),
         Case::new(of().near(Near::Blocks(1)), s)?.kind(Kind::Steps(20)),
-        state(Case::new(near(), s)?).kind(Kind::Backward),
+        state(Case::new(near(), s)?).kind(Kind::Backward(None)),
+        state(Case::new(near(), s)?).kind(Kind::Backward(Some(21))),
+        state(Case::new(of(), s)?.full(9)).kind(Kind::Past(25)),
     ];
     Ok(vec![Group { name: "one of each", cases }])
 }
@@ -348,6 +350,13 @@ fn splits() -> Outcome<Vec<Case>> {
         let case = Case::new(spec, sizes)?.kind(Kind::Split);
         all.push(if i % 2 == 0 { case.masked().form(Form::State, 24) } else { case });
     }
+    for (i, spec) in mixtures(5, 6).into_iter().enumerate() {
+        let sizes = Sizes { batch: 2, kv_heads: 2, group: 2, ..Sizes::new(150, 5, 6) };
+        let case = Case::new(spec, sizes)?.full(31).kind(Kind::Past(40 + 5 * i));
+        if case.spec.near() == Near::None {
+            all.push(if i % 2 == 0 { case.masked().form(Form::State, 24) } else { case });
+        }
+    }
     for (i, spec) in mixtures(16, 16).into_iter().enumerate() {
         let sizes = several(i, 449, 16, 16);
         let case = Case::new(spec, sizes)?.dtype(Dtype::Bf16).kind(Kind::Split);
@@ -469,11 +478,12 @@ fn gradients() -> Outcome<Vec<Case>> {
             let tokens = [129, 193, 131, 65, 257][(i + 2 * j) % 5];
             let case = Case::new(spec, several(i + j, tokens, d_key, d_value))?
                 .gain(gain)
-                .kind(Kind::Backward);
+                .kind(Kind::Backward(None));
             let case = if (i + j) % 3 == 0 { case.masked() } else { case };
             all.push(case.clone().form(Form::State, 48));
             all.push(case.clone());
             all.push(case.clone().dtype(Dtype::Bf16));
+            all.push(case.clone().kind(Kind::Backward(Some(tokens / 2 + i))));
             if j == 0 {
                 all.push(case.clone().dtype(Dtype::F16));
             }
@@ -491,7 +501,8 @@ fn gradients() -> Outcome<Vec<Case>> {
                 false => taylor(d, terms),
             };
             let sizes = Sizes { kv_heads: 1, group: 1, ..several(0, 513, d, d) };
-            let case = Case::new(spec, sizes)?.dtype(Dtype::Bf16).gain(gain).kind(Kind::Backward);
+            let case =
+                Case::new(spec, sizes)?.dtype(Dtype::Bf16).gain(gain).kind(Kind::Backward(None));
             all.push(case.clone().form(Form::State, 128));
             all.push(case);
         }

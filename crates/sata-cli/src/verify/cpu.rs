@@ -3,10 +3,10 @@
 use std::any::Any;
 use std::ops::Range;
 
-use sata::{Call, Decay, Diagnostics, Gradients, Plan, Spec, State, View, ViewMut};
+use sata::{Call, Decay, Diagnostics, Gradients, Plan, Spec, State, StateGradient, View, ViewMut};
 use sata_cuda::Element;
 
-use super::inputs::{Inputs, len};
+use super::inputs::{Inputs, Sizes, len};
 use super::machine::{ByInputs, How, Machine};
 use crate::failure::Outcome;
 
@@ -56,11 +56,41 @@ fn part_mut<T: sata::Element>(
     Ok(ViewMut::strided(&mut x[from..], [batch, heads, tokens.len(), dim], strides)?)
 }
 
-/// The masks of some tokens of every sequence, side by side.
-fn mask<E>(inputs: &Inputs<E>, tokens: &Range<usize>) -> Option<Vec<bool>> {
-    let keys = inputs.sizes.keys.max(1);
-    let mask = inputs.mask.as_ref()?;
-    Some(mask.chunks(keys).flat_map(|row| row[tokens.clone()].to_vec()).collect())
+/// Some queries of all sequences and some of their keys.
+struct Tokens<'c, E> {
+    inputs: &'c Inputs<E>,
+    queries: Range<usize>,
+    keys: Range<usize>,
+    /// Of these keys, sequence by sequence.
+    mask: Option<Vec<bool>>,
+}
+
+impl<'c, E: Element> Tokens<'c, E> {
+    fn new(inputs: &'c Inputs<E>, queries: Range<usize>, keys: Range<usize>) -> Self {
+        let all = inputs.sizes.keys.max(1);
+        let cut = |mask: &Vec<bool>| {
+            mask.chunks(all).flat_map(|row| row[keys.clone()].to_vec()).collect()
+        };
+        Tokens { mask: inputs.mask.as_ref().map(cut), inputs, queries, keys }
+    }
+
+    fn call(&self, causal: bool) -> Outcome<Call<'_, '_, E>> {
+        let (inputs, s) = (self.inputs, self.inputs.sizes);
+        let q = part(&inputs.q, s.q(), self.queries.clone())?;
+        let k = part(&inputs.k, s.k(), self.keys.clone())?;
+        let v = part(&inputs.v, s.v(), self.keys.clone())?;
+        let mut call = if causal { Call::causal(q, k, v) } else { Call::full(q, k, v) };
+        if let Some(mask) = &self.mask {
+            call = call.key_mask(mask);
+        }
+        if let Some(slopes) = &inputs.slopes {
+            call = call.slopes(slopes);
+        }
+        if let Some(gates) = &inputs.gates {
+            call = call.log_gates(part(gates, s.gates(), self.keys.clone())?);
+        }
+        Ok(call)
+    }
 }
 
 impl<E: Element> Machine<E> for OnCpu<'_, E> {
@@ -70,25 +100,11 @@ impl<E: Element> Machine<E> for OnCpu<'_, E> {
     }
 
     fn whole(&mut self, cu: Option<&[usize]>) -> Outcome<Diagnostics> {
-        let inputs = self.inputs;
-        let s = inputs.sizes;
-        let (q, k, v) = (
-            View::new(&inputs.q, s.q())?,
-            View::new(&inputs.k, s.k())?,
-            View::new(&inputs.v, s.v())?,
-        );
-        let mut call = if self.causal { Call::causal(q, k, v) } else { Call::full(q, k, v) };
+        let s = self.inputs.sizes;
+        let tokens = Tokens::new(self.inputs, 0..s.queries, 0..s.keys);
+        let mut call = tokens.call(self.causal)?;
         if let Some(cu) = cu {
             call = call.packed(cu, cu);
-        }
-        if let Some(mask) = &inputs.mask {
-            call = call.key_mask(mask);
-        }
-        if let Some(slopes) = &inputs.slopes {
-            call = call.slopes(slopes);
-        }
-        if let Some(gates) = &inputs.gates {
-            call = call.log_gates(View::new(gates, s.gates())?);
         }
         Ok(self.plan.run(call, ViewMut::new(&mut self.y, s.y())?)?)
     }
@@ -100,26 +116,25 @@ impl<E: Element> Machine<E> for OnCpu<'_, E> {
     }
 
     fn feed(&mut self, tokens: Range<usize>) -> Outcome<Diagnostics> {
-        let (inputs, s) = (self.inputs, self.inputs.sizes);
-        let mask = mask(inputs, &tokens);
-        let mut call = Call::causal(
-            part(&inputs.q, s.q(), tokens.clone())?,
-            part(&inputs.k, s.k(), tokens.clone())?,
-            part(&inputs.v, s.v(), tokens.clone())?,
-        );
-        if let Some(mask) = &mask {
-            call = call.key_mask(mask);
-        }
-        if let Some(slopes) = &inputs.slopes {
-            call = call.slopes(slopes);
-        }
-        if let Some(gates) = &inputs.gates {
-            call = call.log_gates(part(gates, s.gates(), tokens.clone())?);
-        }
+        let s = self.inputs.sizes;
+        let fed = Tokens::new(self.inputs, tokens.clone(), tokens.clone());
+        let mut call = fed.call(true)?;
         if let Some(state) = &mut self.state {
             call = call.state(state);
         }
         Ok(self.plan.run(call, part_mut(&mut self.y, s.y(), tokens)?)?)
+    }
+
+    fn read(&mut self, cut: usize) -> Outcome<Diagnostics> {
+        let s = self.inputs.sizes;
+        let mut state = State::new(&self.plan, s.batch, s.kv_heads)?;
+        let nobody = Sizes { queries: 0, ..s };
+        let tokens = Tokens::new(self.inputs, 0..0, 0..cut);
+        let call = tokens.call(false)?.state(&mut state);
+        self.plan.run(call, ViewMut::new(&mut [], nobody.y())?)?;
+        let tokens = Tokens::new(self.inputs, 0..s.queries, cut..s.keys);
+        let call = tokens.call(false)?.state(&mut state);
+        Ok(self.plan.run(call, ViewMut::new(&mut self.y, s.y())?)?)
     }
 
     fn is_lockstep(&self) -> bool {
@@ -143,12 +158,14 @@ impl<E: Element> Machine<E> for OnCpu<'_, E> {
         Ok(self.y.clone())
     }
 
-    fn backward(&mut self, dy: &[E]) -> Outcome<Option<ByInputs>> {
+    fn backward(&mut self, dy: &[E], cut: Option<usize>) -> Outcome<Option<ByInputs>> {
         // The CPU engine has it in its own types alone.
         let inputs: &dyn Any = &Held(self.inputs.clone());
         let dy: &dyn Any = &dy.to_vec();
         match (inputs.downcast_ref::<Held<f32>>(), dy.downcast_ref::<Vec<f32>>()) {
-            (Some(inputs), Some(dy)) => backward(&self.plan, &inputs.0, self.causal, dy).map(Some),
+            (Some(inputs), Some(dy)) => {
+                backward(&self.plan, &inputs.0, self.causal, dy, cut).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -157,35 +174,55 @@ impl<E: Element> Machine<E> for OnCpu<'_, E> {
 /// Inputs of a type that is looked at.
 struct Held<E>(Inputs<E>);
 
-fn backward(plan: &Plan, inputs: &Inputs<f32>, causal: bool, dy: &[f32]) -> Outcome<ByInputs> {
+fn backward(
+    plan: &Plan,
+    inputs: &Inputs<f32>,
+    causal: bool,
+    dy: &[f32],
+    cut: Option<usize>,
+) -> Outcome<ByInputs> {
     let s = inputs.sizes;
     let nan = |n: usize| vec![f32::NAN; n];
     let (mut dq, mut dk, mut dv) = (nan(len(s.q())), nan(len(s.k())), nan(len(s.v())));
-    let (mut by_gates, mut by_slopes) = (nan(len(s.gates())), vec![f64::NAN; s.kv_heads]);
-    let (q, k, v) =
-        (View::new(&inputs.q, s.q())?, View::new(&inputs.k, s.k())?, View::new(&inputs.v, s.v())?);
-    let mut call = if causal { Call::causal(q, k, v) } else { Call::full(q, k, v) };
-    if let Some(mask) = &inputs.mask {
-        call = call.key_mask(mask);
-    }
-    if let Some(slopes) = &inputs.slopes {
-        call = call.slopes(slopes);
-    }
-    if let Some(gates) = &inputs.gates {
-        call = call.log_gates(View::new(gates, s.gates())?);
-    }
-    let mut out = Gradients::new(
-        ViewMut::new(&mut dq, s.q())?,
-        ViewMut::new(&mut dk, s.k())?,
-        ViewMut::new(&mut dv, s.v())?,
-    );
+    let (mut by_gates, mut by_slopes) = (nan(len(s.gates())), vec![0.0; s.kv_heads]);
     let decay = plan.spec().decay();
-    match decay {
-        Decay::None => (),
-        Decay::Slopes => out = out.slopes(&mut by_slopes),
-        Decay::Gates => out = out.log_gates(ViewMut::new(&mut by_gates, s.gates())?),
+    let mut by_state = StateGradient::new(plan, s.batch, s.kv_heads)?;
+    // The state that the second call began with.
+    let mut middle = State::new(plan, s.batch, s.kv_heads)?;
+    let mut parts = vec![(0..s.queries, 0..s.keys, false)];
+    if let Some(cut) = cut {
+        let mut y = nan(len(s.y()));
+        let tokens = Tokens::new(inputs, 0..cut, 0..cut);
+        plan.run(tokens.call(true)?.state(&mut middle), part_mut(&mut y, s.y(), 0..cut)?)?;
+        parts = vec![(cut..s.queries, cut..s.keys, true), (0..cut, 0..cut, false)];
     }
-    plan.backward(call, View::new(dy, s.y())?, out)?;
+    for (queries, keys, goes_on) in parts {
+        let mut out = Gradients::new(
+            part_mut(&mut dq, s.q(), queries.clone())?,
+            part_mut(&mut dk, s.k(), keys.clone())?,
+            part_mut(&mut dv, s.v(), keys.clone())?,
+        );
+        let mut slopes = vec![f64::NAN; s.kv_heads];
+        match decay {
+            Decay::None => (),
+            Decay::Slopes => out = out.slopes(&mut slopes),
+            Decay::Gates => {
+                out = out.log_gates(part_mut(&mut by_gates, s.gates(), keys.clone())?);
+            }
+        }
+        let tokens = Tokens::new(inputs, queries.clone(), keys);
+        let mut call = tokens.call(causal)?;
+        if goes_on {
+            call = call.state(&mut middle);
+        }
+        if cut.is_some() {
+            out = out.state(&mut by_state);
+        }
+        plan.backward(call, part(dy, s.y(), queries)?, out)?;
+        if decay == Decay::Slopes {
+            by_slopes.iter_mut().zip(slopes).for_each(|(sum, x)| *sum += x);
+        }
+    }
     let wide = super::inputs::wide::<f32>;
     Ok(ByInputs {
         q: wide(&dq),

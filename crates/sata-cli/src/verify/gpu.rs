@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use sata::{Decay, Diagnostics, Spec};
 use sata_cuda::{
-    Buffer, Call, Decoder, Device, Element, Gradients, Plain, Plan, State, Step, Storage, View,
-    ViewMut,
+    Buffer, Call, Decoder, Device, Element, Gradients, Plain, Plan, State, StateGradient, Step,
+    Storage, View, ViewMut,
 };
 
-use super::inputs::{Inputs, len, wide};
+use super::inputs::{Inputs, Sizes, len, wide};
 use super::machine::{ByInputs, How, Machine};
 use crate::failure::{Failure, Outcome};
 
@@ -17,16 +17,70 @@ use crate::failure::{Failure, Outcome};
 const POISONED: usize = 64 << 20;
 
 /// A case's inputs on a device.
-pub struct OnGpu<'c, E: Element> {
-    plan: Plan,
+struct There<'c, E: Element> {
     inputs: &'c Inputs<E>,
-    causal: bool,
-    storage: Storage,
     q: Buffer<E>,
     k: Buffer<E>,
     v: Buffer<E>,
     mask: Option<Buffer<u8>>,
     gates: Option<Buffer<f32>>,
+}
+
+impl<'c, E: Element> There<'c, E> {
+    fn new(device: &Device, inputs: &'c Inputs<E>) -> Outcome<Self> {
+        let mask: Option<Vec<u8>> =
+            inputs.mask.as_ref().map(|mask| mask.iter().map(|&there| there.into()).collect());
+        Ok(There {
+            inputs,
+            q: Buffer::from_slice(device, &inputs.q)?,
+            k: Buffer::from_slice(device, &inputs.k)?,
+            v: Buffer::from_slice(device, &inputs.v)?,
+            mask: mask.map(|mask| Buffer::from_slice(device, &mask)).transpose()?,
+            gates: inputs.gates.as_ref().map(|x| Buffer::from_slice(device, x)).transpose()?,
+        })
+    }
+
+    /// Some queries of all sequences and some of their keys.
+    fn call(
+        &self,
+        queries: Range<usize>,
+        keys: Range<usize>,
+        causal: bool,
+    ) -> Outcome<Call<'_, '_, E>> {
+        let s = self.inputs.sizes;
+        let q = part(&self.q, s.q(), queries)?;
+        let (k, v) = (part(&self.k, s.k(), keys.clone())?, part(&self.v, s.v(), keys.clone())?);
+        let mut call = if causal { Call::causal(q, k, v) } else { Call::full(q, k, v) };
+        if let Some(mask) = &self.mask {
+            let from = keys.start.min(mask.len());
+            // SAFETY: within the buffer, which the view borrows.
+            let mask = unsafe {
+                View::from_raw(
+                    mask.device(),
+                    mask.address_of(from),
+                    mask.len() - from,
+                    [s.batch, 1, 1, keys.len()],
+                    [s.keys; 3],
+                )
+            }?;
+            call = call.key_mask(mask);
+        }
+        if let Some(slopes) = &self.inputs.slopes {
+            call = call.slopes(slopes);
+        }
+        if let Some(gates) = &self.gates {
+            call = call.log_gates(part(gates, s.gates(), keys)?);
+        }
+        Ok(call)
+    }
+}
+
+/// A case on a device.
+pub struct OnGpu<'c, E: Element> {
+    plan: Plan,
+    there: There<'c, E>,
+    causal: bool,
+    storage: Storage,
     slopes: Option<Buffer<f64>>,
     y: Buffer<E>,
     state: Option<State>,
@@ -59,19 +113,11 @@ impl<'c, E: Element> OnGpu<'c, E> {
         }
         let bytes = if device.is_emulated() { 0 } else { POISONED };
         Buffer::<u8>::uninit(device, bytes)?.fill_bytes(0xff)?;
-        let mask: Option<Vec<u8>> =
-            inputs.mask.as_ref().map(|mask| mask.iter().map(|&there| there.into()).collect());
-        let up = |x: &[E]| Buffer::from_slice(device, x);
         let mut machine = OnGpu {
             plan,
-            inputs,
+            there: There::new(device, inputs)?,
             causal,
             storage: how.storage.unwrap_or(Storage::of(spec)),
-            q: up(&inputs.q)?,
-            k: up(&inputs.k)?,
-            v: up(&inputs.v)?,
-            mask: mask.map(|mask| Buffer::from_slice(device, &mask)).transpose()?,
-            gates: inputs.gates.as_ref().map(|x| Buffer::from_slice(device, x)).transpose()?,
             slopes: inputs.slopes.as_ref().map(|x| Buffer::from_slice(device, x)).transpose()?,
             y: Buffer::uninit(device, len(inputs.sizes.y()))?,
             state: None,
@@ -80,6 +126,10 @@ impl<'c, E: Element> OnGpu<'c, E> {
         };
         machine.poison()?;
         Ok(machine)
+    }
+
+    fn sizes(&self) -> Sizes {
+        self.there.inputs.sizes
     }
 }
 
@@ -122,25 +172,6 @@ fn blank<T: Plain>(device: &Device, shape: [usize; 4]) -> Outcome<Buffer<T>> {
     Ok(buffer)
 }
 
-impl<E: Element> OnGpu<'_, E> {
-    fn call(&self) -> Outcome<Call<'_, '_, E>> {
-        let s = self.inputs.sizes;
-        let (q, k, v) =
-            (View::new(&self.q, s.q())?, View::new(&self.k, s.k())?, View::new(&self.v, s.v())?);
-        let mut call = if self.causal { Call::causal(q, k, v) } else { Call::full(q, k, v) };
-        if let Some(mask) = &self.mask {
-            call = call.key_mask(View::new(mask, [s.batch, 1, 1, s.keys])?);
-        }
-        if let Some(slopes) = &self.inputs.slopes {
-            call = call.slopes(slopes);
-        }
-        if let Some(gates) = &self.gates {
-            call = call.log_gates(View::new(gates, s.gates())?);
-        }
-        Ok(call)
-    }
-}
-
 impl<E: Element> Machine<E> for OnGpu<'_, E> {
     fn poison(&mut self) -> Outcome {
         self.stepped.clear();
@@ -148,57 +179,39 @@ impl<E: Element> Machine<E> for OnGpu<'_, E> {
     }
 
     fn whole(&mut self, cu: Option<&[usize]>) -> Outcome<Diagnostics> {
-        let shape = self.inputs.sizes.y();
-        // Taken out meanwhile, since the call borrows all the rest.
-        let mut y = std::mem::replace(&mut self.y, Buffer::uninit(self.plan.device(), 0)?);
-        let mut call = self.call()?;
+        let s = self.sizes();
+        let mut call = self.there.call(0..s.queries, 0..s.keys, self.causal)?;
         if let Some(cu) = cu {
             call = call.packed(cu, cu);
         }
-        let found = self.plan.run(call, ViewMut::new(&mut y, shape)?);
-        self.y = y;
-        Ok(found?)
+        Ok(self.plan.run(call, ViewMut::new(&mut self.y, s.y())?)?)
     }
 
     fn begin(&mut self) -> Outcome {
-        let s = self.inputs.sizes;
+        let s = self.sizes();
         self.decoder = None;
         self.state = Some(State::with_storage(&self.plan, s.batch, s.kv_heads, self.storage)?);
         Ok(())
     }
 
     fn feed(&mut self, tokens: Range<usize>) -> Outcome<Diagnostics> {
-        let s = self.inputs.sizes;
-        let mut call = Call::causal(
-            part(&self.q, s.q(), tokens.clone())?,
-            part(&self.k, s.k(), tokens.clone())?,
-            part(&self.v, s.v(), tokens.clone())?,
-        );
-        if let Some(mask) = &self.mask {
-            let shape = [s.batch, 1, 1, tokens.len()];
-            let from = tokens.start.min(mask.len());
-            // SAFETY: within the buffer, which the view borrows.
-            let mask = unsafe {
-                View::from_raw(
-                    mask.device(),
-                    mask.address_of(from),
-                    mask.len() - from,
-                    shape,
-                    [s.keys; 3],
-                )
-            }?;
-            call = call.key_mask(mask);
-        }
-        if let Some(slopes) = &self.inputs.slopes {
-            call = call.slopes(slopes);
-        }
-        if let Some(gates) = &self.gates {
-            call = call.log_gates(part(gates, s.gates(), tokens.clone())?);
-        }
+        let s = self.sizes();
+        let mut call = self.there.call(tokens.clone(), tokens.clone(), true)?;
         if let Some(state) = &mut self.state {
             call = call.state(state);
         }
         Ok(self.plan.run(call, part_mut(&mut self.y, s.y(), tokens)?)?)
+    }
+
+    fn read(&mut self, cut: usize) -> Outcome<Diagnostics> {
+        let s = self.sizes();
+        let mut state = State::with_storage(&self.plan, s.batch, s.kv_heads, self.storage)?;
+        let nobody = Sizes { queries: 0, ..s };
+        let mut nothing = Buffer::uninit(self.plan.device(), 0)?;
+        let call = self.there.call(0..0, 0..cut, false)?.state(&mut state);
+        self.plan.run(call, ViewMut::new(&mut nothing, nobody.y())?)?;
+        let call = self.there.call(0..s.queries, cut..s.keys, false)?.state(&mut state);
+        Ok(self.plan.run(call, ViewMut::new(&mut self.y, s.y())?)?)
     }
 
     fn is_lockstep(&self) -> bool {
@@ -206,7 +219,8 @@ impl<E: Element> Machine<E> for OnGpu<'_, E> {
     }
 
     fn step(&mut self, tokens: &[(usize, usize)]) -> Outcome {
-        let (s, device) = (self.inputs.sizes, self.plan.device().clone());
+        let (s, device) = (self.sizes(), self.plan.device().clone());
+        let inputs = self.there.inputs;
         let Some(state) = &mut self.state else {
             return Err(Failure::new("a step needs a state"));
         };
@@ -230,13 +244,13 @@ impl<E: Element> Machine<E> for OnGpu<'_, E> {
             }
             out
         };
-        let q = gather(&self.inputs.q, query_heads, s.queries, s.d_key);
-        let k = gather(&self.inputs.k, s.kv_heads, s.keys, s.d_key);
-        let v = gather(&self.inputs.v, s.kv_heads, s.keys, s.d_value);
+        let q = gather(&inputs.q, query_heads, s.queries, s.d_key);
+        let k = gather(&inputs.k, s.kv_heads, s.keys, s.d_key);
+        let v = gather(&inputs.v, s.kv_heads, s.keys, s.d_value);
         let up = |x: &[E]| Buffer::from_slice(&device, x);
         let (q, k, v, slots) = (up(&q)?, up(&k)?, up(&v)?, Buffer::from_slice(&device, &slots)?);
         let mut gates = vec![];
-        if let Some(all) = &self.inputs.gates {
+        if let Some(all) = &inputs.gates {
             for i in 0..s.batch {
                 let (sequence, token) = entry(i).unwrap_or((0, 0));
                 gates.extend(
@@ -252,7 +266,7 @@ impl<E: Element> Machine<E> for OnGpu<'_, E> {
             View::new(&v, shape(s.kv_heads, s.d_value))?,
         )
         .slots(&slots);
-        if self.inputs.gates.is_some() {
+        if inputs.gates.is_some() {
             step = step.log_gates(View::new(&gates, shape(s.kv_heads, 1))?);
         }
         if let Some(slopes) = &self.slopes {
@@ -291,38 +305,62 @@ impl<E: Element> Machine<E> for OnGpu<'_, E> {
 
     fn y(&mut self) -> Outcome<Vec<E>> {
         let mut y = self.y.to_vec()?;
-        let d = self.inputs.sizes.d_value;
+        let d = self.sizes().d_value;
         for (at, row) in &self.stepped {
             y[at * d..][..d].copy_from_slice(row);
         }
         Ok(y)
     }
 
-    fn backward(&mut self, dy: &[E]) -> Outcome<Option<ByInputs>> {
-        let (s, device) = (self.inputs.sizes, self.plan.device().clone());
+    fn backward(&mut self, dy: &[E], cut: Option<usize>) -> Outcome<Option<ByInputs>> {
+        let (s, device) = (self.sizes(), self.plan.device().clone());
+        let decay = self.plan.spec().decay();
         let dy = Buffer::from_slice(&device, dy)?;
         let (mut q, mut k, mut v) =
             (blank::<E>(&device, s.q())?, blank::<E>(&device, s.k())?, blank::<E>(&device, s.v())?);
         let mut by_gates = blank::<f32>(&device, s.gates())?;
-        let mut by_slopes = blank::<f64>(&device, [s.kv_heads, 1, 1, 1])?;
-        let mut out = Gradients::new(
-            ViewMut::new(&mut q, s.q())?,
-            ViewMut::new(&mut k, s.k())?,
-            ViewMut::new(&mut v, s.v())?,
-        );
-        let decay = self.plan.spec().decay();
-        match decay {
-            Decay::None => (),
-            Decay::Slopes => out = out.slopes(&mut by_slopes),
-            Decay::Gates => out = out.log_gates(ViewMut::new(&mut by_gates, s.gates())?),
+        let mut by_slopes = vec![0.0; s.kv_heads];
+        let mut by_state = StateGradient::new(&self.plan, s.batch, s.kv_heads)?;
+        // The state that the second call began with.
+        let mut middle = State::with_storage(&self.plan, s.batch, s.kv_heads, self.storage)?;
+        let mut parts = vec![(0..s.queries, 0..s.keys, false)];
+        if let Some(cut) = cut {
+            let call = self.there.call(0..cut, 0..cut, true)?.state(&mut middle);
+            self.plan.run(call, part_mut(&mut self.y, s.y(), 0..cut)?)?;
+            parts = vec![(cut..s.queries, cut..s.keys, true), (0..cut, 0..cut, false)];
         }
-        self.plan.backward(self.call()?, View::new(&dy, s.y())?, out)?;
+        for (queries, keys, goes_on) in parts {
+            let mut out = Gradients::new(
+                part_mut(&mut q, s.q(), queries.clone())?,
+                part_mut(&mut k, s.k(), keys.clone())?,
+                part_mut(&mut v, s.v(), keys.clone())?,
+            );
+            let mut slopes = blank::<f64>(&device, [s.kv_heads, 1, 1, 1])?;
+            match decay {
+                Decay::None => (),
+                Decay::Slopes => out = out.slopes(&mut slopes),
+                Decay::Gates => {
+                    out = out.log_gates(part_mut(&mut by_gates, s.gates(), keys.clone())?);
+                }
+            }
+            let mut call = self.there.call(queries.clone(), keys, self.causal)?;
+            if goes_on {
+                call = call.state(&mut middle);
+            }
+            if cut.is_some() {
+                out = out.state(&mut by_state);
+            }
+            self.plan.backward(call, part(&dy, s.y(), queries)?, out)?;
+            if decay == Decay::Slopes {
+                by_slopes.iter_mut().zip(slopes.to_vec()?).for_each(|(sum, x)| *sum += x);
+            }
+        }
         Ok(Some(ByInputs {
             q: wide(&q.to_vec()?),
             k: wide(&k.to_vec()?),
             v: wide(&v.to_vec()?),
             log_gates: if decay == Decay::Gates { wide(&by_gates.to_vec()?) } else { vec![] },
-            slopes: if decay == Decay::Slopes { by_slopes.to_vec()? } else { vec![] },
+            slopes: if decay == Decay::Slopes { by_slopes } else { vec![] },
         }))
     }
 }

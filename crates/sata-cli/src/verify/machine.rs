@@ -56,6 +56,9 @@ pub trait Machine<E: Element> {
     /// These tokens of all sequences follow the past.
     fn feed(&mut self, tokens: Range<usize>) -> Outcome<Diagnostics>;
 
+    /// The first `cut` keys go into an empty state, and all queries read that and the other keys.
+    fn read(&mut self, cut: usize) -> Outcome<Diagnostics>;
+
     /// Whether all sequences must step together.
     fn is_lockstep(&self) -> bool;
 
@@ -68,8 +71,9 @@ pub trait Machine<E: Element> {
     /// The outputs.
     fn y(&mut self) -> Outcome<Vec<E>>;
 
-    /// Gradients of a call over everything; none where this type has no backward.
-    fn backward(&mut self, dy: &[E]) -> Outcome<Option<ByInputs>>;
+    /// Gradients of a call over everything, or of two that a state joins after `cut` tokens; none
+    /// where this type has no backward.
+    fn backward(&mut self, dy: &[E], cut: Option<usize>) -> Outcome<Option<ByInputs>>;
 }
 
 impl Engine {
