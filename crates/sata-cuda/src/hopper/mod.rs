@@ -13,6 +13,8 @@ mod program;
 mod schedule;
 mod units;
 
+use std::sync::Arc;
+
 use sata::Form;
 
 use crate::generic::{Tally, Wish};
@@ -99,7 +101,7 @@ pub(crate) fn run(
     if plain {
         (windows, gathered) = (None, None);
     } else {
-        let made = Windows::new(&units, problem, host.clone(), problem.past.is_some())?;
+        let made = Windows::lean(&units, problem, host.clone(), problem.past.is_some())?;
         gathered = match made.has_open() {
             true => Some(made.gather::<half::bf16>(&units, problem, problem.element)?),
             false => None,
@@ -113,7 +115,6 @@ pub(crate) fn run(
         Some(gathered) => gathered.views(works, [spec.d_key(), spec.d_value()]),
         None => [problem.k, problem.v],
     };
-    let device = problem.device;
     let work = Work {
         problem,
         units: &units,
@@ -122,10 +123,10 @@ pub(crate) fn run(
         windows: windows.as_ref(),
         k,
         v,
-        sequences: Buffer::from_slice(device, &schedule.sequences)?,
-        tile_items: Buffer::from_slice(device, &schedule.tile_items)?,
-        chunk_items: Buffer::from_slice(device, &schedule.chunk_items)?,
-        row_items: Buffer::from_slice(device, &schedule.row_items)?,
+        sequences: units.table(&schedule.sequences)?,
+        tile_items: units.table(&schedule.tile_items)?,
+        chunk_items: units.table(&schedule.chunk_items)?,
+        row_items: units.table(&schedule.row_items)?,
         most_queries: host.iter().map(|s| s.queries).max().unwrap_or(0),
         schedule: &schedule,
     };
@@ -179,10 +180,10 @@ struct Work<'w> {
     windows: Option<&'w Windows>,
     k: RawView,
     v: RawView,
-    sequences: Buffer<params::Sequence>,
-    tile_items: Buffer<params::Item>,
-    chunk_items: Buffer<params::Item>,
-    row_items: Buffer<params::Item>,
+    sequences: Arc<Buffer<params::Sequence>>,
+    tile_items: Arc<Buffer<params::Item>>,
+    chunk_items: Arc<Buffer<params::Item>>,
+    row_items: Arc<Buffer<params::Item>>,
     most_queries: i64,
 }
 
@@ -278,7 +279,7 @@ impl Work<'_> {
         let windows = self.windows;
         let p = References {
             g: windows.map_or(0, |windows| address(windows.g.as_ref())),
-            last: windows.map_or(0, |windows| windows.last.address()),
+            last: windows.map_or(0, |windows| windows.living()[1]),
             marks: marks(self.problem.past.as_ref()),
             references: references.address(),
             sequences: self.sequences.address(),
@@ -312,7 +313,7 @@ impl Work<'_> {
             k: self.k,
             v: self.v,
             g: windows.map_or(0, |windows| address(windows.g.as_ref())),
-            live: windows.map_or(0, |windows| windows.live.address()),
+            live: windows.map_or(0, |windows| windows.living()[0]),
             sink_keys: address(sinks.map(|sinks| &sinks.keys)),
             sink_values: address(sinks.map(|sinks| &sinks.values)),
             sink_live: address(sinks.map(|sinks| &sinks.live)),
