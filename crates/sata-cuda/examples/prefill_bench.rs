@@ -4,7 +4,9 @@
 //! is the length (65536 if none is said), `chunk=N` the tokens of a chunk instead of the plan's own
 //! choice. Times are the device's, medians of calls one by one, each from its first work to its
 //! last, and of calls that follow one another without waiting, which hide what the host does.
-//! `prefill_bench offline` compiles only, for an H100.
+//! `prefill_bench check` compares with the kernels that compute in f32 instead: relative root mean
+//! square of the differences, outputs of both rounded to bf16. `prefill_bench offline` compiles only,
+//! for an H100.
 
 use half::bf16;
 use rand::rngs::StdRng;
@@ -46,19 +48,22 @@ fn noise(device: &Device, n: usize, seed: u64) -> Buffer<bf16> {
     Buffer::from_slice(device, &x).unwrap()
 }
 
-fn run(row: &Row, tokens: usize, chunk: Option<usize>, device: &Device) {
-    let plan = Plan::new(device, &row.spec).unwrap();
-    let plan = match chunk {
-        Some(chunk) => plan.with_chunk(chunk),
-        None => plan,
+fn run(row: &Row, tokens: usize, chunk: Option<usize>, check: bool, device: &Device) {
+    let plan = || {
+        let plan = Plan::new(device, &row.spec).unwrap();
+        match chunk {
+            Some(chunk) => plan.with_chunk(chunk),
+            None => plan,
+        }
     };
+    let (plan, exact) = (plan(), plan().without_matrix_units());
     let (d, heads) = (row.spec.d_key(), row.heads);
     let n = heads * tokens;
     let [q, k, v] = [1, 2, 3].map(|seed| noise(device, n * d, seed));
     let gates = Buffer::from_slice(device, &vec![-0.01f32; n]).unwrap();
     let y = Buffer::<bf16>::uninit(device, n * d).unwrap();
     let shape = [1, heads, tokens, d];
-    let enqueue = || {
+    let enqueue = |plan: &Plan| {
         let mut call = Call::causal(
             View::new(&q, shape).unwrap(),
             View::new(&k, shape).unwrap(),
@@ -73,12 +78,27 @@ fn run(row: &Row, tokens: usize, chunk: Option<usize>, device: &Device) {
         };
         plan.enqueue(call, y.unwrap()).unwrap()
     };
-    enqueue().wait().unwrap();
+    enqueue(&plan).wait().unwrap();
+    if check {
+        let found = y.to_vec().unwrap();
+        enqueue(&plan).wait().unwrap();
+        let again = y.to_vec().unwrap();
+        let same = found.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits());
+        enqueue(&exact).wait().unwrap();
+        let (mut error, mut norm) = (0.0, 0.0);
+        for (got, want) in found.iter().zip(y.to_vec().unwrap()) {
+            error += (got.to_f64() - want.to_f64()).powi(2);
+            norm += want.to_f64().powi(2);
+        }
+        let error = (error / norm).sqrt();
+        println!("{:22} {heads:4} heads: error {error:.2e}, repeats alike: {same}", row.name);
+        return;
+    }
     let median = |calls: usize| {
         let mut times: Vec<f64> = (0..7)
             .map(|_| {
                 let start = device.record().unwrap();
-                let pending: Vec<_> = (0..calls).map(|_| enqueue()).collect();
+                let pending: Vec<_> = (0..calls).map(|_| enqueue(&plan)).collect();
                 let end = device.record().unwrap();
                 drop(pending);
                 end.since(&start).unwrap() / calls as f64
@@ -110,7 +130,8 @@ fn main() {
     let length = take(&|word| word.parse().ok());
     let chunk = take(&|word| word.strip_prefix("chunk=")?.parse().ok());
     let offline = words.iter().any(|word| word == "offline");
-    words.retain(|word| word != "offline");
+    let check = words.iter().any(|word| word == "check");
+    words.retain(|word| word != "offline" && word != "check");
     let target = offline.then(|| Target::h100().unwrap());
     let device = match &target {
         Some(target) => target.device(),
@@ -122,7 +143,7 @@ fn main() {
     println!("{}, {tokens} tokens", device.properties().name);
     for row in rows() {
         if words.is_empty() || words.iter().any(|word| row.name.contains(word.as_str())) {
-            run(&row, tokens, chunk, &device);
+            run(&row, tokens, chunk, check, &device);
         }
     }
     for each in target.iter().flat_map(Target::compiled) {

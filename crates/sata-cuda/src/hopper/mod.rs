@@ -182,7 +182,7 @@ struct Work<'w> {
     v: RawView,
     sequences: Arc<Buffer<params::Sequence>>,
     tile_items: Arc<Buffer<params::Item>>,
-    chunk_items: Arc<Buffer<params::Item>>,
+    chunk_items: Arc<Buffer<params::Chunk>>,
     row_items: Arc<Buffer<params::Item>>,
     most_queries: i64,
 }
@@ -201,7 +201,8 @@ impl Work<'_> {
         let bytes = if sums { count * schedule.tiles * shape.sum_tile_bytes() } else { 0 };
         let sum_tiles = Buffer::<u8>::uninit(device, bytes)?;
         let places = |wanted: bool| if wanted { chunk_places * elements } else { 0 };
-        let chunk_sums = Buffer::<f32>::uninit(device, places(sums))?;
+        let prefix = schedule.summing.prefix;
+        let chunk_sums = Buffer::<f32>::uninit(device, places(sums && !prefix))?;
         let far = Buffer::<u16>::uninit(device, places(sums || initial))?;
         let total = match past {
             Some(_) => {
@@ -219,9 +220,9 @@ impl Work<'_> {
         self.prepare(&heads, references.as_ref(), &tiles, &sum_tiles)?;
         let state = StateSums::of(past);
         if sums {
-            self.sum(count, &sum_tiles, &chunk_sums)?;
+            self.sum(count, &sum_tiles, &chunk_sums, &far, references.as_ref())?;
         }
-        if sums || initial {
+        if (sums && !prefix) || initial {
             let p = Scan {
                 sums: chunk_sums.address(),
                 far: far.address(),
@@ -339,23 +340,43 @@ impl Work<'_> {
         }
     }
 
-    fn sum(&self, heads: usize, tiles: &Buffer<u8>, sums: &Buffer<f32>) -> Result<(), Error> {
-        let shape = &self.shape;
+    fn sum(
+        &self,
+        heads: usize,
+        tiles: &Buffer<u8>,
+        sums: &Buffer<f32>,
+        far: &Buffer<u16>,
+        references: Option<&Buffer<f64>>,
+    ) -> Result<(), Error> {
+        let (device, summing) = (self.problem.device, &self.schedule.summing);
+        let items = self.chunk_items.len();
+        let most = device.properties().multiprocessors as usize;
+        let grid = match summing.prefix {
+            true => [most.min(heads * summing.blocks), 1, 1],
+            false => [items * summing.blocks, heads, 1],
+        };
+        let parts = if summing.prefix { grid[0] } else { 0 };
+        let left = Buffer::<u8>::uninit(device, parts * summing.kept)?;
+        let ready = Buffer::<u32>::zeroed(device, parts * summing.flags())?;
         let p = Sums {
             tiles: tiles.address(),
             sums: sums.address(),
-            sequences: self.sequences.address(),
+            far: far.address(),
+            coefficients: self.tables.coefficients.address(),
+            references: address(references),
+            left: left.address(),
+            ready: ready.address(),
             items: self.chunk_items.address(),
+            item_count: items as i32,
+            heads: heads as i32,
             tile_count: self.schedule.tiles as i32,
             chunk_count: self.schedule.chunks as i32,
-            chunk_tokens: self.schedule.chunk_tokens as i32,
-            unused: 0,
         };
-        let kernel = self.units.kernel("hopper_sums", &shape.sums())?;
-        let grid = [self.chunk_items.len() * shape.sum_blocks(), heads, 1];
-        let launch = launch(grid, shape.sum_threads(), shape.sum_shared());
-        // SAFETY: `SumChunks` of the source; records and sums have places for each chunk and head.
-        unsafe { kernel.launch_on(self.problem.device, launch, &p) }
+        let kernel = self.units.kernel("hopper_sums", &summing.unit())?;
+        let launch = launch(grid, summing.threads(), summing.shared);
+        // SAFETY: `SumChunks` of the source; records, sums and far have places for each chunk and
+        // head, the rest for each block of the launch.
+        unsafe { kernel.launch_on(device, launch, &p) }
     }
 
     fn read(
