@@ -22,8 +22,10 @@ const HEADERS: &[(&str, &str)] = headers![
     "generic.cuh",
     "hopper.cuh",
     "hopper_mma.cuh",
+    "mma.cuh",
     "prelude.cuh",
     "series.cuh",
+    "stream.cuh",
 ];
 
 /// A kernel file with its defines: what is compiled, loaded and cached as one.

@@ -1,0 +1,132 @@
+//! How sequences are cut into segments, each walked over by itself.
+
+use sata::Near;
+
+use super::params::{Chain, Segment, Sequence};
+use super::units::Shape;
+use crate::problem::Problem;
+
+/// Tokens of a segment at most: sums are plain f32 within one.
+const MOST_TOKENS: usize = 1 << 16;
+/// Segments of one sequence at most, unless they would be longer than that.
+const MOST_SEGMENTS: usize = 64;
+/// What summing a token costs of all that is done for one.
+const SUMMING: f64 = 0.3;
+/// What beginning a segment costs, in chunks.
+const BEGINNING: f64 = 4.0;
+
+/// One call's cuts.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    pub sequences: Vec<Sequence>,
+    /// Those with most chunks first.
+    pub segments: Vec<Segment>,
+    /// Of which sums are needed.
+    pub summed: Vec<Segment>,
+    pub chains: Vec<Chain>,
+    /// Tokens summed at the end of each slot.
+    pub ends: Vec<i32>,
+}
+
+/// Chunks of a segment of a sequence of `chunks` when `units` sequences and heads are worked on by
+/// `residents` at once.
+fn cut(chunks: usize, chunk: usize, units: usize, residents: usize) -> usize {
+    let least = (chunks * chunk).div_ceil(MOST_TOKENS);
+    let cost = |segments: usize| {
+        let length = chunks.div_ceil(segments) as f64 + BEGINNING;
+        let sums = (units * (segments - 1)).div_ceil(residents) as f64 * length * SUMMING;
+        (units * segments).div_ceil(residents) as f64 * length + sums
+    };
+    let most = MOST_SEGMENTS.max(least).min(chunks.max(1));
+    let best = (least.max(1)..=most).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(1);
+    chunks.div_ceil(best).max(1)
+}
+
+impl Schedule {
+    pub(super) fn new(
+        problem: &Problem<'_>,
+        shape: &Shape,
+        works: &[i64],
+        asked: Option<usize>,
+    ) -> Self {
+        let chunk = shape.chunk();
+        let multiprocessors = problem.device.properties().multiprocessors as usize;
+        let residents = multiprocessors * shape.residents() * shape.units();
+        let units = problem.sequences.len() * problem.kv_heads;
+        let mut all = Schedule {
+            sequences: vec![],
+            segments: vec![],
+            summed: vec![],
+            chains: vec![],
+            ends: vec![],
+        };
+        for (i, (s, &work)) in problem.sequences.iter().zip(works).enumerate() {
+            all.sequences.push(Sequence {
+                q_batch: s.q_batch as i64,
+                q_first: s.q_first as i64,
+                k_batch: s.k_batch as i64,
+                k_first: s.k_first as i64,
+                work,
+                tokens: s.queries as i32,
+                unused: 0,
+            });
+            let chunks = s.queries.div_ceil(chunk);
+            let length = match asked {
+                Some(tokens) => (tokens / chunk).max(1),
+                None => cut(chunks, chunk, units, residents),
+            };
+            let first = all.ends.len();
+            let mut begin = 0;
+            while begin < chunks {
+                let end = (begin + length).min(chunks);
+                let slot = all.ends.len() as i32;
+                let segment = Segment {
+                    sequence: i as i32,
+                    first: begin as i32,
+                    end: end as i32,
+                    sum: if end < chunks { slot } else { -1 },
+                    before: if begin > 0 { slot - 1 } else { -1 },
+                };
+                all.segments.push(segment);
+                if end < chunks {
+                    all.summed.push(segment);
+                    all.ends.push(frontier(problem, chunk, end) as i32);
+                }
+                begin = end;
+            }
+            let count = all.ends.len() - first;
+            if count > 0 {
+                let (sequence, first, count) = (i as i32, first as i32, count as i32);
+                all.chains.push(Chain { sequence, first, count, unused: 0 });
+            }
+        }
+        all.segments.sort_by_key(|s| std::cmp::Reverse(s.end - s.first));
+        all
+    }
+}
+
+/// Tokens in the sums that a chunk reads.
+fn frontier(problem: &Problem<'_>, chunk: usize, index: usize) -> usize {
+    match problem.spec.near() {
+        Near::None => index * chunk,
+        Near::Blocks(n) => {
+            let block = problem.spec.block();
+            (index * chunk / block).saturating_sub(n) * block
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_fill_the_device() {
+        // 128 heads on 1,056 places: eight segments each.
+        assert_eq!(cut(2048, 32, 128, 1056), 256);
+        // Heads enough: one.
+        assert_eq!(cut(64, 32, 8448, 1056), 64);
+        // Long ones are cut however many heads there are.
+        assert!(cut(1 << 20, 32, 1 << 20, 1056) * 32 <= MOST_TOKENS);
+    }
+}

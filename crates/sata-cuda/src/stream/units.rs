@@ -1,0 +1,122 @@
+//! The units of the streaming kernels and the sizes they are specialised by.
+
+use super::params::{Chains, Stream};
+use super::program::Program;
+use crate::{Unit, unit};
+
+/// What the kernels of one spec are made for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Shape {
+    pub d_key: usize,
+    pub d_value: usize,
+    /// P.
+    pub terms: usize,
+    /// Whether weights decay.
+    pub fades: bool,
+    /// Whether some are exact.
+    pub near: bool,
+    pub program: Program,
+}
+
+/// Accumulators of a thread that hold sums, at most: the other registers are for queries.
+const MOST_SUMS: usize = 104;
+const MOST_WARPS: usize = 8;
+
+impl Shape {
+    /// Columns of sums, in tiles of 8: a value, a one, zeros.
+    fn column_tiles(&self) -> usize {
+        self.d_value / 8 + 1
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        8 * self.column_tiles()
+    }
+
+    /// Warps of a unit: as few as hold its sums.
+    pub(super) fn warps(&self) -> usize {
+        let fits = |warps: usize| {
+            self.program.tiles().div_ceil(warps) * self.column_tiles() * 4 <= MOST_SUMS
+        };
+        [1, 2, 4].into_iter().find(|&warps| fits(warps)).unwrap_or(MOST_WARPS)
+    }
+
+    /// Whether registers hold the sums.
+    pub(super) fn fits(&self) -> bool {
+        self.program.tiles().div_ceil(MOST_WARPS) * self.column_tiles() * 4 <= MOST_SUMS
+    }
+
+    /// Warps that share queries.
+    fn split(&self) -> usize {
+        if self.warps() == MOST_WARPS { 2 } else { 1 }
+    }
+
+    /// Tokens of a chunk.
+    pub(super) fn chunk(&self) -> usize {
+        32 * self.warps() / self.split()
+    }
+
+    /// Units of a block of threads.
+    pub(super) fn units(&self) -> usize {
+        (4 / self.warps()).max(1)
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        32 * self.warps() * self.units()
+    }
+
+    /// Blocks of threads that a multiprocessor runs at once.
+    pub(super) fn residents(&self) -> usize {
+        if self.threads() <= 128 { 2 } else { 1 }
+    }
+
+    /// Numbers in one set of sums.
+    pub(super) fn elements(&self) -> usize {
+        self.program.features() * self.columns()
+    }
+
+    /// Bytes of shared memory of a unit, as `stream.cuh` lays it out.
+    fn unit_bytes(&self) -> usize {
+        let (chunk, tiles) = (self.chunk(), self.column_tiles());
+        let key = if self.d_key == 8 { 16 } else { 2 * self.d_key + 16 };
+        let column = (tiles | 1) * 16;
+        let g = usize::from(self.fades);
+        let stage = chunk * (2 * key + column + 16 * g);
+        let exchange = if self.split() > 1 {
+            self.warps() / self.split() * 2 * 32 * (tiles * 16 + 16)
+        } else {
+            0
+        };
+        2 * stage
+            + chunk * self.d_key * 2
+            + g * chunk * 12
+            + self.program.features() * column
+            + exchange
+    }
+
+    pub(super) fn shared(&self) -> usize {
+        self.units() * self.unit_bytes()
+    }
+
+    fn unit(&self, unit: Unit) -> Unit {
+        unit.define("D_KEY", self.d_key)
+            .define("D_VALUE", self.d_value)
+            .define("TERMS", self.terms)
+            .define("FEATURE_TILES", self.program.tiles())
+            .define("HALVES", self.program.define())
+            .define("WARPS", self.warps())
+            .define("SPLIT", self.split())
+            .define("UNITS", self.units())
+            .define("HAS_G", u8::from(self.fades))
+            .define("HAS_NEAR", u8::from(self.near))
+            .define("UNIT_BYTES", self.unit_bytes())
+            .size_of::<Stream>("STREAM_BYTES")
+    }
+
+    pub(super) fn sums(&self) -> Unit {
+        self.unit(unit!("stream_sums.cu")).size_of::<Chains>("CHAINS_BYTES").hot()
+    }
+
+    pub(super) fn read(&self) -> Unit {
+        self.unit(unit!("stream_read.cu")).hot()
+    }
+}
