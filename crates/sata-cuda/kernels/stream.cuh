@@ -10,6 +10,8 @@
 //   FEATURE_TILES  tiles of 16 features;  HALVES the features, eight at a time (below)
 //   WARPS    warps of a unit, of which each SPLIT share 32 queries;  UNITS units of a block of threads
 //   HAS_G    whether weights decay;  HAS_NEAR whether some are exact
+//   GIVES, TAKES  where features are too many for the registers of one block: whether others' numerators and denominators are
+//            added to, and whether these are left to others
 //   UNIT_BYTES shared memory of a unit
 //
 // Features come in halves of a tile, eight monomials each: {order, i, j, k, l} stands for x[i+s] x[j+s] x[k+s] x[l+s], the first
@@ -61,7 +63,7 @@ DEVICE u32 product(const Half& h, const u32 (&x)[D]) {
 
 // One sequence of a call.
 struct Sequence {
-    i64 q_batch, q_first, k_batch, k_first, work;
+    i64 q_batch, q_first, k_batch, k_first, work, row;
     i32 tokens, unused;
 };
 // A segment: chunks first ... end-1 of a sequence; the slots of what it is summed to and what precedes it, or -1.
@@ -76,11 +78,13 @@ struct Stream {
     const f64* g;               // [kv_heads][works], where weights decay
     const Sequence* sequences;
     const Segment* segments;
-    f32* sums;                  // [slots][kv_heads][TILES * 16][NP]
+    f32* sums;                  // [slots][heads][TILES * 16][NP]
     const f32* coefficients;    // [TILES * 16]
+    f32* partial;               // [heads * group][rows][NP]: numerators and denominators
     Tally* tally;
-    i64 works, most_queries;
+    i64 works, rows, most_queries;
     i32 segment_count, kv_heads, group, block, near;
+    i32 first_head, heads;      // key/value heads of the launch
     f32 exp2_scale;
     f32 a[8];                   // a_p scale^p
 };
@@ -111,7 +115,7 @@ DEVICE void meet(int unit) {
 // Where a unit is, and what every step needs.
 struct Place {
     Sequence s;
-    i64 head;                  // key/value head
+    i64 head, local;           // key/value head, among all and among the launch's
     const f64* g;              // of the window, or null
     u8* shared;
     int unit, warp, lane, thread;  // of the block; of the unit

@@ -39,9 +39,10 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
     at.shared = shared + at.unit * UNIT_BYTES;
     at.near = p.near, at.block = p.block;
     const i64 unit = i64(blockIdx.x) * UNITS + at.unit;
-    if (unit >= i64(p.segment_count) * p.kv_heads) return;
-    const Segment segment = p.segments[unit / p.kv_heads];
-    at.head = unit % p.kv_heads;
+    if (unit >= i64(p.segment_count) * p.heads) return;
+    const Segment segment = p.segments[unit / p.heads];
+    at.local = unit % p.heads;
+    at.head = p.first_head + at.local;
     at.s = p.sequences[segment.sequence];
     at.g = HAS_G ? p.g + at.head * p.works + at.s.work : nullptr;
     const int lane = at.lane, g = lane / 4, t = lane % 4;
@@ -49,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
     Sums sums;
     clear(sums);
     if (segment.before >= 0) {
-        const f32* from = p.sums + (i64(segment.before) * p.kv_heads + at.head) * (TILES * 16 * NP);
+        const f32* from = p.sums + (i64(segment.before) * p.heads + at.local) * (TILES * 16 * NP);
         each_sum(at, sums, [&](int feature, int column, f32& x, f32& y) {
             const float2 two = *reinterpret_cast<const float2*>(from + feature * NP + column);
             x = two.x, y = two.y;
@@ -143,9 +144,28 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
             }
         }
 
+        // What a lane has of numerators and denominators that are added up over several launches.
+        auto partial = [&](int token) {
+            return p.partial + ((at.local * p.group + h) * p.rows + at.s.row + token) * NP + 2 * t;
+        };
+        if (TAKES && !GIVES && piece == 0 && (SPLIT == 1 || at.warp < GROUPS)) {
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const int token = c * CHUNK + row_tile(at, r) * 16 + 8 * k + g;
+                    if (token >= at.s.tokens) continue;
+#pragma unroll
+                    for (int n = 0; n < NT; n++) {
+                        const float2 two = *reinterpret_cast<const float2*>(partial(token) + 8 * n);
+                        acc[r][n][2 * k] += two.x, acc[r][n][2 * k + 1] += two.y;
+                    }
+                }
+        }
+
         // Keys of the piece, 16 at a time; of two warps that share queries each takes every other tile.
         const int row_end = c * CHUNK + row_tile(at, 1) * 16;
-        const int tiles = min(CHUNK_TILES, (row_end - first) / 16 + 1);
+        const int tiles = GIVES ? 0 : min(CHUNK_TILES, (row_end - first) / 16 + 1);
 #pragma unroll 1
         for (int tile = SPLIT == 1 ? 0 : at.warp / GROUPS; tile < tiles; tile += SPLIT) {
             const int token = first + 16 * tile;
@@ -292,6 +312,17 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
                 for (int k = 0; k < 2; k++) {
                     const f32 sum = __shfl_sync(ALL_LANES, acc[r][NT - 1][2 * k], lane & ~3);
                     const int token = c * CHUNK + row_tile(at, r) * 16 + 8 * k + g;
+                    if constexpr (GIVES) {
+                        if (token >= at.s.tokens) continue;
+#pragma unroll
+                        for (int n = 0; n < NT; n++) {
+                            float2* to = reinterpret_cast<float2*>(partial(token) + 8 * n);
+                            float2 two = make_float2(acc[r][n][2 * k], acc[r][n][2 * k + 1]);
+                            if constexpr (TAKES) two.x += to->x, two.y += to->y;
+                            *to = two;
+                        }
+                        continue;
+                    }
                     const i64 head = at.head * p.group + h;
                     if (token >= at.s.tokens) continue;
                     if (t == 0 && !(sum > 0.0f && sum < INFINITY)) {

@@ -12,9 +12,10 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
     at.shared = shared + at.unit * UNIT_BYTES;
     at.near = p.near, at.block = p.block;
     const i64 unit = i64(blockIdx.x) * UNITS + at.unit;
-    if (unit >= i64(p.segment_count) * p.kv_heads) return;
-    const Segment segment = p.segments[unit / p.kv_heads];
-    at.head = unit % p.kv_heads;
+    if (unit >= i64(p.segment_count) * p.heads) return;
+    const Segment segment = p.segments[unit / p.heads];
+    at.local = unit % p.heads;
+    at.head = p.first_head + at.local;
     at.s = p.sequences[segment.sequence];
     at.g = HAS_G ? p.g + at.head * p.works + at.s.work : nullptr;
 
@@ -40,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
         meet(at.unit);
         absorb(at, sums, stage, (to - first + 15) / 16);
     }
-    f32* to = p.sums + (i64(segment.sum) * p.kv_heads + at.head) * (TILES * 16 * NP);
+    f32* to = p.sums + (i64(segment.sum) * p.heads + at.local) * (TILES * 16 * NP);
     each_sum(at, sums, [&](int feature, int column, f32 x, f32 y) {
         *reinterpret_cast<float2*>(to + feature * NP + column) = make_float2(x, y);
     });
@@ -58,7 +59,7 @@ struct Chains {
     const Chain* chains;
     const i32* ends;           // [slots]
     i64 works;
-    i32 kv_heads, unused;
+    i32 first_head, heads;
 };
 SAME_SIZE(Chains, CHAINS_BYTES);
 
@@ -67,10 +68,10 @@ extern "C" __global__ void __launch_bounds__(256) stream_scan(const __grid_const
     if (element >= TILES * 16 * NP) return;
     const Chain chain = p.chains[blockIdx.z];
     const i64 head = blockIdx.y;
-    const f64* g = HAS_G ? p.g + head * p.works + p.sequences[chain.sequence].work : nullptr;
+    const f64* g = HAS_G ? p.g + (p.first_head + head) * p.works + p.sequences[chain.sequence].work : nullptr;
     f32 sum = 0.0f, low = 0.0f;
     for (int i = 0; i < chain.count; i++) {
-        f32* at = p.sums + (i64(chain.first + i) * p.kv_heads + head) * (TILES * 16 * NP) + element;
+        f32* at = p.sums + (i64(chain.first + i) * p.heads + head) * (TILES * 16 * NP) + element;
         const f32 own = *at;
         if (HAS_G && i > 0) {
             const int from = p.ends[chain.first + i - 1], to = p.ends[chain.first + i];

@@ -53,9 +53,6 @@ fn head_sizes_and_terms() {
     let mut rng = rng();
     for (d_key, d_value) in [(8, 8), (16, 16), (8, 16), (16, 8), (16, 24)] {
         for terms in [1, 2, 3, 4, 5] {
-            if d_key == 16 && terms == 5 {
-                continue;
-            }
             let s = Sizes { d_value, ..sizes(150, d_key) };
             let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
             check(&device, Spec::new(d_key, d_value).terms(terms), &inputs, &Fade::None, 64);
@@ -94,6 +91,7 @@ fn orders_near_decay_groups() {
             (8, Series::power(4), Near::None, 64),
             (16, Series::Power { exponent: 2, floor: 0.0 }, Near::None, 64),
             (8, fixed(&[0.5, 0.0, 0.3]), Near::Blocks(1), 32),
+            (16, Series::power(4), Near::Blocks(1), 64),
         ] {
             let s = Sizes { batch: 2, group: 3, ..sizes(300, d) };
             let inputs = Inputs::<bf16>::new(&mut rng, s);

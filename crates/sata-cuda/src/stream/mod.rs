@@ -18,9 +18,9 @@ use crate::generic::{Tally, Wish};
 use crate::problem::Problem;
 use crate::units::Units;
 use crate::window::{Windows, address, sequences};
-use crate::{Buffer, Error, Launch, Plan, RawView};
+use crate::{Buffer, Device, Error, Launch, Plan, RawView};
 use params::{Chains, Stream};
-use program::Program;
+use program::{Program, multiplicities};
 use schedule::Schedule;
 use units::Shape;
 
@@ -33,6 +33,8 @@ const MOST_BLOCKS: usize = 65_535;
 /// chunk.
 const MOST_NEAR: usize = 1024;
 const SCAN_THREADS: usize = 256;
+/// Bytes that are kept between launches at most, unless one head needs more.
+const WORK_BYTES: usize = 1 << 30;
 
 /// Whether these kernels compute a problem.
 pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
@@ -68,7 +70,6 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
         && problem.sequences.iter().all(|s| s.queries < MOST_TOKENS)
         && problem.sequences.len() <= MOST_BLOCKS
         && problem.kv_heads <= MOST_BLOCKS
-        && shape(problem).fits()
 }
 
 fn shape(problem: &Problem<'_>) -> Shape {
@@ -80,31 +81,43 @@ fn shape(problem: &Problem<'_>) -> Shape {
         fades: problem.fades(),
         near: problem.near() >= 0,
         program: Program::new(spec.d_key(), &spec.orders()),
+        takes: false,
+        gives: false,
     }
 }
 
 /// Tables of a plan.
 #[derive(Debug)]
 struct Tables {
-    shape: Shape,
-    coefficients: Buffer<f32>,
+    parts: Vec<Part>,
     /// a_p · scale^p by order.
     a: [f32; 8],
+}
+
+/// The features of one launch.
+#[derive(Debug)]
+struct Part {
+    shape: Shape,
+    coefficients: Buffer<f32>,
 }
 
 impl Tables {
     fn new(plan: &Plan, problem: &Problem<'_>) -> Result<Self, Error> {
         let spec = plan.spec();
-        let shape = shape(problem);
         let coefficients = spec.coefficients().unwrap_or_default();
         let factor = |(p, a): (usize, &f64)| a * spec.scale().powi(p as i32);
         let factors: Vec<f64> = coefficients.iter().enumerate().map(factor).collect();
-        let table = shape.program.coefficients(&*plan.basis()?, &factors);
+        let mut left = multiplicities(&*plan.basis()?);
+        let part = |shape: Shape| {
+            let table = shape.program.coefficients(&mut left, &factors);
+            Ok(Part { coefficients: Buffer::from_slice(plan.device(), &table)?, shape })
+        };
+        let parts = shape(problem).parts().into_iter().map(part).collect::<Result<_, Error>>()?;
         let mut a = [0.0; 8];
         for (to, &from) in a.iter_mut().zip(&factors) {
             *to = from as f32;
         }
-        Ok(Tables { coefficients: Buffer::from_slice(plan.device(), &table)?, a, shape })
+        Ok(Tables { parts, a })
     }
 }
 
@@ -118,75 +131,123 @@ pub(crate) fn run(
     let (device, spec) = (problem.device, problem.spec);
     let units = plan.once("units", || Ok(Units::new(plan.device())))?;
     let tables = plan.once("stream", || Tables::new(plan, problem))?;
-    let shape = &tables.shape;
     let host = sequences(problem);
-    let works: Vec<i64> = host.iter().map(|s| s.work).collect();
+    let schedule = Schedule::new(problem, &tables.parts[0].shape, &host, wish.chunk);
+    if schedule.segments.is_empty() {
+        return Ok(());
+    }
+    let rows: usize = host.iter().map(|s| s.queries as usize).sum();
     let windows = match problem.fades() {
         true => Some(Windows::new(&units, problem, host, false)?),
         false => None,
     };
-    let schedule = Schedule::new(problem, shape, &works, wish.chunk);
-    if schedule.segments.is_empty() {
-        return Ok(());
-    }
-    let sequences = Buffer::from_slice(device, &schedule.sequences)?;
-    let segments = Buffer::from_slice(device, &schedule.segments)?;
-    let summed = Buffer::from_slice(device, &schedule.summed)?;
-    let slots = schedule.ends.len();
-    let sums = Buffer::<f32>::uninit(device, slots * problem.kv_heads * shape.elements())?;
+    let work = Work {
+        units: &units,
+        schedule: &schedule,
+        sequences: Buffer::from_slice(device, &schedule.sequences)?,
+        segments: Buffer::from_slice(device, &schedule.segments)?,
+        summed: Buffer::from_slice(device, &schedule.summed)?,
+        chains: Buffer::from_slice(device, &schedule.chains)?,
+        ends: Buffer::from_slice(device, &schedule.ends)?,
+    };
     let p = Stream {
         q: problem.q,
         k: problem.k,
         v: problem.v,
         y: problem.y,
         g: windows.as_ref().map_or(0, |windows| address(windows.g.as_ref())),
-        sequences: sequences.address(),
-        segments: summed.address(),
-        sums: sums.address(),
-        coefficients: tables.coefficients.address(),
+        sequences: work.sequences.address(),
+        segments: 0,
+        sums: 0,
+        coefficients: 0,
+        partial: 0,
         tally: tally.address(),
         works: windows.as_ref().map_or(0, |windows| windows.works) as i64,
+        rows: rows as i64,
         most_queries: problem.sequences.iter().map(|s| s.queries).max().unwrap_or(0) as i64,
-        segment_count: schedule.summed.len() as i32,
+        segment_count: 0,
         kv_heads: problem.kv_heads as i32,
         group: problem.group as i32,
         block: spec.block() as i32,
         near: problem.near() as i32,
+        first_head: 0,
+        heads: 0,
         exp2_scale: (spec.scale() * std::f64::consts::LOG2_E) as f32,
         a: tables.a,
     };
-    let launch = |segments: usize| {
-        let blocks = (segments * problem.kv_heads).div_ceil(shape.units());
-        self::launch([blocks, 1, 1], shape.threads(), shape.shared())
-    };
-    if !schedule.summed.is_empty() {
-        let kernel = units.kernel("stream_sums", &shape.sums())?;
-        // SAFETY: `Stream` is the kernel's own (its size is checked); sums have a place for each slot
-        // and head; keys, values and what is known of tokens are the checked call's.
-        unsafe { kernel.launch_on(device, launch(schedule.summed.len()), &p) }?;
-        let chains = Buffer::from_slice(device, &schedule.chains)?;
-        let ends = Buffer::from_slice(device, &schedule.ends)?;
-        let scan = Chains {
-            sums: sums.address(),
-            g: p.g,
-            sequences: sequences.address(),
-            chains: chains.address(),
-            ends: ends.address(),
-            works: p.works,
-            kv_heads: p.kv_heads,
-            unused: 0,
+    // Heads at once, by what is kept between launches.
+    let columns = tables.parts[0].shape.columns();
+    let partial = if tables.parts.len() > 1 { problem.group * rows * columns } else { 0 };
+    let most = wish.work_bytes.unwrap_or(WORK_BYTES);
+    let at_once = (most / (4 * partial).max(1)).clamp(1, problem.kv_heads);
+    for first in (0..problem.kv_heads).step_by(at_once) {
+        let heads = at_once.min(problem.kv_heads - first);
+        let partial = Buffer::<f32>::uninit(device, heads * partial)?;
+        let p = Stream {
+            partial: partial.address(),
+            first_head: first as i32,
+            heads: heads as i32,
+            ..p
         };
-        let grid =
-            [shape.elements().div_ceil(SCAN_THREADS), problem.kv_heads, schedule.chains.len()];
-        let kernel = units.kernel("stream_scan", &shape.sums())?;
-        // SAFETY: as above, with `Chains`.
-        unsafe { kernel.launch_on(device, self::launch(grid, SCAN_THREADS, 0), &scan) }?;
+        for part in &tables.parts {
+            work.part(device, part, p)?;
+        }
     }
-    let p =
-        Stream { segments: segments.address(), segment_count: schedule.segments.len() as i32, ..p };
-    let kernel = units.kernel("stream_read", &shape.read())?;
-    // SAFETY: as above; q and y are the checked call's.
-    unsafe { kernel.launch_on(device, launch(schedule.segments.len()), &p) }
+    Ok(())
+}
+
+/// What the launches of one call share.
+struct Work<'w> {
+    units: &'w Units,
+    schedule: &'w Schedule,
+    sequences: Buffer<params::Sequence>,
+    segments: Buffer<params::Segment>,
+    summed: Buffer<params::Segment>,
+    chains: Buffer<params::Chain>,
+    ends: Buffer<i32>,
+}
+
+impl Work<'_> {
+    /// The features of one part, for the heads that `p` names.
+    fn part(&self, device: &Device, part: &Part, p: Stream) -> Result<(), Error> {
+        let (shape, schedule, heads) = (&part.shape, self.schedule, p.heads as usize);
+        let sums = schedule.ends.len() * heads * shape.elements();
+        let sums = Buffer::<f32>::uninit(device, sums)?;
+        let p = Stream { sums: sums.address(), coefficients: part.coefficients.address(), ..p };
+        let over = |segments: &Buffer<params::Segment>| Stream {
+            segments: segments.address(),
+            segment_count: segments.len() as i32,
+            ..p
+        };
+        let launch = |segments: &Buffer<params::Segment>| {
+            let blocks = (segments.len() * heads).div_ceil(shape.units());
+            self::launch([blocks, 1, 1], shape.threads(), shape.shared())
+        };
+        if !self.summed.is_empty() {
+            let kernel = self.units.kernel("stream_sums", &shape.sums())?;
+            // SAFETY: `Stream` is the kernel's own (its size is checked); sums have a place for each
+            // slot and head; keys, values and what is known of tokens are the checked call's.
+            unsafe { kernel.launch_on(device, launch(&self.summed), &over(&self.summed)) }?;
+            let scan = Chains {
+                sums: p.sums,
+                g: p.g,
+                sequences: p.sequences,
+                chains: self.chains.address(),
+                ends: self.ends.address(),
+                works: p.works,
+                first_head: p.first_head,
+                heads: p.heads,
+            };
+            let grid = [shape.elements().div_ceil(SCAN_THREADS), heads, schedule.chains.len()];
+            let kernel = self.units.kernel("stream_scan", &shape.sums())?;
+            // SAFETY: as above, with `Chains`.
+            unsafe { kernel.launch_on(device, self::launch(grid, SCAN_THREADS, 0), &scan) }?;
+        }
+        let kernel = self.units.kernel("stream_read", &shape.read())?;
+        // SAFETY: as above; q and y are the checked call's, and between launches there is a place
+        // for each row of the heads.
+        unsafe { kernel.launch_on(device, launch(&self.segments), &over(&self.segments)) }
+    }
 }
 
 fn launch(grid: [usize; 3], threads: usize, shared: usize) -> Launch {

@@ -38,6 +38,18 @@ impl Program {
         Program { d_key, halves }
     }
 
+    /// The same in as few parts of about one size as have `most` tiles each at most.
+    pub(super) fn parts(&self, most: usize) -> Vec<Program> {
+        let parts = self.tiles().div_ceil(most.max(1)).max(1);
+        let cut = |part: usize| part * self.tiles() / parts * 2;
+        (0..parts)
+            .map(|part| Program {
+                d_key: self.d_key,
+                halves: self.halves[cut(part)..cut(part + 1)].to_vec(),
+            })
+            .collect()
+    }
+
     /// Tiles of 16 features.
     pub(super) fn tiles(&self) -> usize {
         self.halves.len() / 2
@@ -79,15 +91,13 @@ impl Program {
         })
     }
 
-    /// What a query multiplies the sum of each feature by: its multiplicity times its order's
-    /// factor, or 0 where the monomial has been before, or is of no wanted order.
-    pub(super) fn coefficients(&self, basis: &Basis, factors: &[f64]) -> Vec<f32> {
-        let mut multiplicities = HashMap::with_capacity(basis.len());
-        let mut next = basis.multiplicities().iter();
-        each_monomial(basis, |indices| {
-            let indices: Vec<usize> = indices.iter().map(|&i| i as usize).collect();
-            multiplicities.insert(indices, *next.next().unwrap_or(&0.0));
-        });
+    /// What a query multiplies the sum of each feature by: its multiplicity, which is taken out of
+    /// `multiplicities`, times its order's factor; 0 where the monomial has been before.
+    pub(super) fn coefficients(
+        &self,
+        multiplicities: &mut HashMap<Vec<usize>, f64>,
+        factors: &[f64],
+    ) -> Vec<f32> {
         self.monomials()
             .map(|indices| {
                 let factor = factors.get(indices.len()).copied().unwrap_or(0.0);
@@ -95,6 +105,17 @@ impl Program {
             })
             .collect()
     }
+}
+
+/// The multiplicity of each monomial of a basis, its indices ascending.
+pub(super) fn multiplicities(basis: &Basis) -> HashMap<Vec<usize>, f64> {
+    let mut all = HashMap::with_capacity(basis.len());
+    let mut next = basis.multiplicities().iter();
+    each_monomial(basis, |indices| {
+        let indices: Vec<usize> = indices.iter().map(|&i| i as usize).collect();
+        all.insert(indices, *next.next().unwrap_or(&0.0));
+    });
+    all
 }
 
 /// One of each set of monomials that are the same but for a cyclic shift of all indices: the least
@@ -142,7 +163,11 @@ mod tests {
             {
                 let program = Program::new(d, &orders);
                 let basis = Basis::new(d, &orders).unwrap();
-                let coefficients = program.coefficients(&basis, &[1.0; 5]);
+                let mut left = multiplicities(&basis);
+                let parts = program.parts(20);
+                let coefficients: Vec<f32> =
+                    parts.iter().flat_map(|part| part.coefficients(&mut left, &[1.0; 5])).collect();
+                assert!(parts.iter().all(|part| part.tiles() <= 20));
                 assert_eq!(coefficients.len(), program.features());
                 let used = coefficients.iter().filter(|&&c| c > 0.0).count();
                 assert_eq!(used, basis.len(), "d = {d}, {orders:?}");

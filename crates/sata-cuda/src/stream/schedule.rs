@@ -5,6 +5,7 @@ use sata::Near;
 use super::params::{Chain, Segment, Sequence};
 use super::units::Shape;
 use crate::problem::Problem;
+use crate::window;
 
 /// Tokens of a segment at most: sums are plain f32 within one.
 const MOST_TOKENS: usize = 1 << 16;
@@ -46,7 +47,7 @@ impl Schedule {
     pub(super) fn new(
         problem: &Problem<'_>,
         shape: &Shape,
-        works: &[i64],
+        windows: &[window::Sequence],
         asked: Option<usize>,
     ) -> Self {
         let chunk = shape.chunk();
@@ -60,13 +61,14 @@ impl Schedule {
             chains: vec![],
             ends: vec![],
         };
-        for (i, (s, &work)) in problem.sequences.iter().zip(works).enumerate() {
+        for (i, (s, window)) in problem.sequences.iter().zip(windows).enumerate() {
             all.sequences.push(Sequence {
                 q_batch: s.q_batch as i64,
                 q_first: s.q_first as i64,
                 k_batch: s.k_batch as i64,
                 k_first: s.k_first as i64,
-                work,
+                work: window.work,
+                row: window.row,
                 tokens: s.queries as i32,
                 unused: 0,
             });

@@ -15,7 +15,11 @@ pub(super) struct Shape {
     pub fades: bool,
     /// Whether some are exact.
     pub near: bool,
+    /// The features, or a part of them.
     pub program: Program,
+    /// Whether other parts' numerators and denominators are added, and whether these are given on.
+    pub takes: bool,
+    pub gives: bool,
 }
 
 /// Accumulators of a thread that hold sums, at most: the other registers are for queries.
@@ -37,12 +41,17 @@ impl Shape {
         let fits = |warps: usize| {
             self.program.tiles().div_ceil(warps) * self.column_tiles() * 4 <= MOST_SUMS
         };
-        [1, 2, 4].into_iter().find(|&warps| fits(warps)).unwrap_or(MOST_WARPS)
+        // All parts have the same.
+        let few: &[usize] = if self.takes || self.gives { &[] } else { &[1, 2, 4] };
+        few.iter().copied().find(|&warps| fits(warps)).unwrap_or(MOST_WARPS)
     }
 
-    /// Whether registers hold the sums.
-    pub(super) fn fits(&self) -> bool {
-        self.program.tiles().div_ceil(MOST_WARPS) * self.column_tiles() * 4 <= MOST_SUMS
+    /// The shapes of as many launches as it takes for registers to hold the sums.
+    pub(super) fn parts(&self) -> Vec<Shape> {
+        let programs = self.program.parts(MOST_WARPS * (MOST_SUMS / (4 * self.column_tiles())));
+        let last = programs.len() - 1;
+        let part = |(i, program)| Shape { program, takes: i > 0, gives: i < last, ..self.clone() };
+        programs.into_iter().enumerate().map(part).collect()
     }
 
     /// Warps that share queries.
@@ -108,6 +117,8 @@ impl Shape {
             .define("UNITS", self.units())
             .define("HAS_G", u8::from(self.fades))
             .define("HAS_NEAR", u8::from(self.near))
+            .define("TAKES", u8::from(self.takes))
+            .define("GIVES", u8::from(self.gives))
             .define("UNIT_BYTES", self.unit_bytes())
             .size_of::<Stream>("STREAM_BYTES")
     }
