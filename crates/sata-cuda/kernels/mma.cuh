@@ -62,7 +62,15 @@ DEVICE void load_matrices(u32 (&r)[MATRICES], const void* row) {
         r[m] = TRANSPOSED ? at(2 * t, g) | at(2 * t + 1, g) << 16 : at(g, 2 * t) | at(g, 2 * t + 1) << 16;
     }
 }
+// The reverse: stores what each lane has of elements 2t, 2t+1 of row g.
+template <int MATRICES>
+DEVICE void store_matrices(void* row, const u32 (&r)[MATRICES]) {
+    const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    const auto* rows = emu::exchange(ALL_LANES, reinterpret_cast<u64>(row));
+    for (int m = 0; m < MATRICES; m++) reinterpret_cast<u32*>(rows[8 * m + g])[t] = r[m];
+}
 DEVICE f32 exp2_fast(f32 x) { return exp2f(x); }
+DEVICE f32 reciprocal_fast(f32 x) { return 1.0f / x; }
 // The upper half of `low`, the lower of `high`.
 DEVICE u32 between(u32 low, u32 high) { return low >> 16 | high << 16; }
 #else
@@ -108,6 +116,30 @@ DEVICE void load_matrices(u32 (&r)[MATRICES], const void* row) {
         else
             asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(at) : "memory");
     }
+}
+template <int MATRICES>
+DEVICE void store_matrices(void* row, const u32 (&r)[MATRICES]) {
+    static_assert(MATRICES == 2 || MATRICES == 4, "2 or 4 are stored");
+#if __CUDA_ARCH__ >= 900
+    const u32 at = shared_address(row);
+    if constexpr (MATRICES == 4)
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+    else
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(at), "r"(r[0]), "r"(r[1]) : "memory");
+#else
+    const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int m = 0; m < MATRICES; m++) {
+        u32* to = reinterpret_cast<u32*>(__shfl_sync(ALL_LANES, reinterpret_cast<u64>(row), 8 * m + g));
+        to[t] = r[m];
+    }
+#endif
+}
+// To the last place but one.
+DEVICE f32 reciprocal_fast(f32 x) {
+    f32 y;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 DEVICE f32 exp2_fast(f32 x) {
     f32 y;

@@ -40,7 +40,8 @@ constexpr int FALL = TRANSPOSED + CHUNK * D * 2;                    // with deca
 constexpr int SUMS = FALL + (HAS_G ? CHUNK * 12 : 0);
 constexpr int EXCHANGE = SUMS + TILES * 16 * COLUMN_STRIDE;         // between the warps that share queries
 constexpr int EXCHANGE_LANE = NT * 16 + 16;
-constexpr int SHARED = EXCHANGE + (SPLIT > 1 ? GROUPS * 2 * 32 * EXCHANGE_LANE : 0);
+constexpr int BASES = EXCHANGE + (SPLIT > 1 ? GROUPS * 2 * 32 * EXCHANGE_LANE : 0);
+constexpr int SHARED = BASES + 48;
 static_assert(SHARED == UNIT_BYTES, "shared memory differs from what Rust asks for");
 static_assert(SPLIT <= 2, "two warps share queries at most");
 
@@ -112,26 +113,34 @@ DEVICE void meet(int unit) {
     else barrier_sync(1 + unit, WARPS * 32);
 }
 
+// Where a unit's tensors begin, in shared memory because registers are scarce.
+struct Bases {
+    const bf16 *q, *k, *v;  // of the sequence's first token and the unit's (first) head
+    bf16* y;
+    f32* partial;
+    const f64* g;           // or null
+};
+
 // Where a unit is, and what every step needs.
 struct Place {
-    Sequence s;
-    i64 head, local;           // key/value head, among all and among the launch's
-    const f64* g;              // of the window, or null
     u8* shared;
-    int unit, warp, lane, thread;  // of the block; of the unit
+    int tokens, sequence, head, local;  // of the sequence; key/value head, among all and among the launch's
+    int unit, warp, lane, thread;       // of the block; of the unit
     int near, block;
 
+    DEVICE Bases* bases() const { return reinterpret_cast<Bases*>(shared + BASES); }
+    DEVICE const f64* g() const { return bases()->g; }
     // Tokens before this are in the sums when chunk c is read.
     DEVICE int frontier(int c) const {
         if (!HAS_NEAR) return c * CHUNK;
         const int b = c * CHUNK / block - near;
         return b > 0 ? b * block : 0;
     }
-    DEVICE int end(int c) const { return min((c + 1) * CHUNK, s.tokens); }
-    DEVICE int pieces(int c) const { return (end(c) - frontier(c) + CHUNK - 1) / CHUNK; }
+    DEVICE int end(int c) const { return min((c + 1) * CHUNK, tokens); }
+    DEVICE int pieces(int c) const { return !HAS_NEAR ? 1 : (end(c) - frontier(c) + CHUNK - 1) / CHUNK; }
     // log2 of what is left of the sums of tokens before `from` when they are counted from `to`.
     DEVICE f32 faded(int from, int to) const {
-        const f64 a = from > 0 ? g[from - 1] : 0.0, b = to > 0 ? g[to - 1] : 0.0;
+        const f64 a = from > 0 ? g()[from - 1] : 0.0, b = to > 0 ? g()[to - 1] : 0.0;
         return f32(b - a) * LOG2E;
     }
     DEVICE u8* stage(int i) const { return shared + i * STAGE; }
@@ -145,25 +154,55 @@ struct Place {
     DEVICE u16* weights() const { return reinterpret_cast<u16*>(fall() + 2 * CHUNK); }
 };
 
-// Rows of DIM bf16 of tokens first ... first+CHUNK-1, those before `end`, the others 0.
+// Whether there is a unit for these threads; if so, which.
+DEVICE bool find(const Stream& p, u8* shared, Place& at, Segment& segment) {
+    const int warp = int(threadIdx.x) / 32;
+    at.unit = warp / WARPS, at.warp = warp % WARPS, at.lane = int(threadIdx.x) % 32, at.thread = int(threadIdx.x) % (WARPS * 32);
+    at.shared = shared + at.unit * UNIT_BYTES;
+    at.near = p.near, at.block = p.block;
+    const i64 unit = i64(blockIdx.x) * UNITS + at.unit;
+    if (unit >= i64(p.segment_count) * p.heads) return false;
+    segment = p.segments[unit / p.heads];
+    at.local = int(unit % p.heads);
+    at.head = p.first_head + at.local;
+    at.sequence = segment.sequence;
+    const Sequence s = p.sequences[segment.sequence];
+    at.tokens = s.tokens;
+    if (at.thread == 0) {
+        Bases& to = *at.bases();
+        to.q = row<bf16>(p.q, s.q_batch, i64(at.head) * p.group, s.q_first);
+        to.k = row<bf16>(p.k, s.k_batch, at.head, s.k_first);
+        to.v = row<bf16>(p.v, s.k_batch, at.head, s.k_first);
+        to.y = row<bf16>(p.y, s.q_batch, i64(at.head) * p.group, s.q_first);
+        to.partial = p.partial + (i64(at.local) * p.group * p.rows + s.row) * NP;
+        to.g = HAS_G ? p.g + at.head * p.works + s.work : nullptr;
+    }
+    meet(at.unit);
+    return true;
+}
+
+// Rows of DIM bf16 from `from` on: tokens first ... first+CHUNK-1, those before `end`, the others 0.
 template <int DIM>
-DEVICE void load_rows(const Place& at, u8* to, int stride, const View& x, i64 batch, i64 head, i64 begin, int first, int end) {
-    constexpr int PARTS = DIM / 8;
-    for (int i = at.thread; i < CHUNK * PARTS; i += WARPS * 32) {
-        const int token = i / PARTS, part = i % PARTS;
-        const bool is = first + token < end;
-        const bf16* from = row<bf16>(x, batch, head, begin + (is ? first + token : 0)) + 8 * part;
-        copy_async<16>(to + token * stride + 16 * part, from, is ? 16 : 0);
+DEVICE void load_rows(const Place& at, u8* to, int bytes, const bf16* from, i64 stride, int first, int end) {
+    constexpr int PARTS = DIM / 8, TOKENS = WARPS * 32 / PARTS;  // 16 bytes each; tokens of all threads at once
+    const int token = at.thread / PARTS, part = at.thread % PARTS;
+    u8* const own = to + token * bytes + part * 16;
+#pragma unroll
+    for (int i = 0; i < CHUNK; i += TOKENS) {
+        if ((WARPS * 32 % PARTS != 0 || CHUNK % TOKENS != 0) && (token >= TOKENS || token + i >= CHUNK)) break;
+        const int there = first + token + i;
+        const bool is = there < end;
+        copy_async<16>(own + i * bytes, from + (is ? there : 0) * stride + part * 8, is ? 16 : 0);
     }
 }
 DEVICE void load_g(const Place& at, f64* to, int first, int end) {
     for (int i = at.thread; i < CHUNK; i += WARPS * 32)
-        copy_async<8>(to + i, at.g + (first + i < end ? first + i : end - 1), 8);
+        copy_async<8>(to + i, at.g() + (first + i < end ? first + i : end - 1), 8);
 }
 // Keys and values of one piece, and the ones beside values.
 DEVICE void load_piece(const Stream& p, const Place& at, int stage, int first, int end) {
-    load_rows<D>(at, at.keys(stage), KEY_STRIDE, p.k, at.s.k_batch, at.head, at.s.k_first, first, end);
-    load_rows<D_VALUE>(at, at.values(stage), COLUMN_STRIDE, p.v, at.s.k_batch, at.head, at.s.k_first, first, end);
+    load_rows<D>(at, at.keys(stage), KEY_STRIDE, at.bases()->k, p.k.token, first, end);
+    load_rows<D_VALUE>(at, at.values(stage), COLUMN_STRIDE, at.bases()->v, p.v.token, first, end);
     for (int i = at.thread; i < CHUNK; i += WARPS * 32)
         *reinterpret_cast<uint4*>(at.values(stage) + i * COLUMN_STRIDE + 2 * D_VALUE) = make_uint4(first + i < end ? 0x3f80u : 0u, 0, 0, 0);
     if constexpr (HAS_G) load_g(at, at.key_g(stage), first, end);
@@ -209,7 +248,7 @@ DEVICE void load_values(u32 (&b)[NT][2], const u8* rows, int lane) {
 DEVICE void fall_of_keys(const Place& at, int stage, int first, int to) {
     if constexpr (HAS_G) {
         const f64* g = at.key_g(stage);
-        const f64 end = to > 0 ? at.g[to - 1] : 0.0;
+        const f64 end = to > 0 ? at.g()[to - 1] : 0.0;
         for (int i = at.thread; i < CHUNK; i += WARPS * 32) {
             const f32 fall = f32(g[i | 15] - g[i]) * LOG2E;
             at.fall()[i] = fall;
@@ -270,7 +309,33 @@ DEVICE void scale(Sums& sums, f32 by) {
 #pragma unroll
             for (int e = 0; e < 4; e++) sums[i][n][e] *= by;
 }
-// Calls f(tile, feature, column, two neighbouring sums) for what a lane has of a warp's sums.
+// Puts sums times coefficients into shared memory, in bf16, where queries read them.
+DEVICE void publish(const Place& at, const Sums& sums, const f32* coefficients) {
+    const int g = at.lane / 4, first = first_tile_of(at.warp), end = first_tile_of(at.warp + 1);
+    // Rows of matrices: of features 0-7 and 8-15 of columns 8n on, then of the next columns.
+    u8* const to = at.shared + SUMS + (first * 16 + at.lane % 16) * COLUMN_STRIDE + at.lane / 16 * 16;
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        if (first + i >= end) break;
+        const f32 low = coefficients[(first + i) * 16 + g], high = coefficients[(first + i) * 16 + 8 + g];
+        u32 r[NT][2];
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            r[n][0] = pack2(sums[i][n][0] * low, sums[i][n][1] * low);
+            r[n][1] = pack2(sums[i][n][2] * high, sums[i][n][3] * high);
+        }
+#pragma unroll
+        for (int n = 0; n + 1 < NT; n += 2) {
+            const u32 four[4] = {r[n][0], r[n][1], r[n + 1][0], r[n + 1][1]};
+            store_matrices<4>(to + i * 16 * COLUMN_STRIDE + 16 * n, four);
+        }
+        if constexpr (NT % 2) {
+            u8* const last = at.shared + SUMS + ((first + i) * 16 + at.lane % 16) * COLUMN_STRIDE + 16 * (NT - 1);
+            store_matrices<2>(last, r[NT - 1]);
+        }
+    }
+}
+// Calls f(feature, column, two neighbouring sums) for what a lane has of a warp's sums.
 template <class F>
 DEVICE void each_sum(const Place& at, Sums& sums, F f) {
     const int g = at.lane / 4, t = at.lane % 4, first = first_tile_of(at.warp), end = first_tile_of(at.warp + 1);

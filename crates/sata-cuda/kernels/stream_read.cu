@@ -31,20 +31,15 @@ DEVICE void read_share(Outputs& acc, const u32 (&x)[2][2][D], const u8* sums, in
     }
 }
 
-extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS * 32 <= 128 ? 2 : 1) stream_read(const __grid_constant__ Stream p) {
+extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_read(const __grid_constant__ Stream p) {
     DYNAMIC_SHARED(shared);
+    // Coefficients, for all units of the block.
+    f32* const coefficients = reinterpret_cast<f32*>(shared + UNITS * UNIT_BYTES);
+    for (int i = int(threadIdx.x); i < TILES * 16; i += UNITS * WARPS * 32) coefficients[i] = p.coefficients[i];
+    __syncthreads();
     Place at;
-    const int warp = int(threadIdx.x) / 32;
-    at.unit = warp / WARPS, at.warp = warp % WARPS, at.lane = int(threadIdx.x) % 32, at.thread = int(threadIdx.x) % (WARPS * 32);
-    at.shared = shared + at.unit * UNIT_BYTES;
-    at.near = p.near, at.block = p.block;
-    const i64 unit = i64(blockIdx.x) * UNITS + at.unit;
-    if (unit >= i64(p.segment_count) * p.heads) return;
-    const Segment segment = p.segments[unit / p.heads];
-    at.local = unit % p.heads;
-    at.head = p.first_head + at.local;
-    at.s = p.sequences[segment.sequence];
-    at.g = HAS_G ? p.g + at.head * p.works + at.s.work : nullptr;
+    Segment segment;
+    if (!find(p, shared, at, segment)) return;
     const int lane = at.lane, g = lane / 4, t = lane % 4;
 
     Sums sums;
@@ -56,29 +51,26 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
             x = two.x, y = two.y;
         });
     }
-    u32 non_positive = 0, non_finite = 0;
-    u64 first_bad = 0;  // the complement of the least place
-
     // Steps: chunks, query heads of the group, pieces of the keys since the frontier.
-    auto load = [&](int stage, int c, int h, int piece) {
+    auto load = [&](int stage, int turn, int c, int h, int piece) {
         if (piece == 0) {
-            load_rows<D>(at, at.queries(stage), KEY_STRIDE, p.q, at.s.q_batch, at.head * p.group + h, at.s.q_first, c * CHUNK, at.end(c));
-            if constexpr (HAS_G) load_g(at, at.query_g(stage), c * CHUNK, at.end(c));
+            load_rows<D>(at, at.queries(turn), KEY_STRIDE, at.bases()->q + h * p.q.head, p.q.token, c * CHUNK, at.end(c));
+            if constexpr (HAS_G) load_g(at, at.query_g(turn), c * CHUNK, at.end(c));
         }
         load_piece(p, at, stage, at.frontier(c) + piece * CHUNK, at.end(c));
         copy_async_commit();
     };
     Outputs acc;
-    u32 x[2][2][D];
     int since[2];          // where some weights are exact: from which token on,
     f32 shift[2][2];       // and what is taken off logits of base 2
-    f64 row_g[2][2];
-    int c = segment.first, h = 0, piece = 0, stage = 0;
-    load(0, c, h, piece);
+    int c = segment.first, h = 0, next_piece = 0, stage = 0;
+    int turn = 0;          // of queries
+    load(0, 0, c, h, 0);
 #pragma unroll 1
     while (c < segment.end) {
         copy_async_wait<0>();
         meet(at.unit);
+        const int piece = HAS_NEAR ? next_piece : 0;
         const int frontier = at.frontier(c), pieces = at.pieces(c), first = frontier + piece * CHUNK;
         // Of the segment's last chunk nobody reads what it adds to the sums.
         const bool last = c + 1 == segment.end;
@@ -88,13 +80,10 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
             int nc = c, nh = h, np = piece + 1;
             if (np == pieces) np = 0, nh++;
             if (nh == p.group) nh = 0, nc++;
-            if (nc < segment.end) load(stage ^ 1, nc, nh, np);
+            if (nc < segment.end) load(stage ^ 1, turn ^ (np == 0), nc, nh, np);
         }
         if (piece == 0 && h == 0) {
-            each_sum(at, sums, [&](int feature, int column, f32 a, f32 b) {
-                const f32 by = p.coefficients[feature];
-                *reinterpret_cast<u32*>(at.shared + SUMS + feature * COLUMN_STRIDE + 2 * column) = pack2(a * by, b * by);
-            });
+            publish(at, sums, coefficients);
             // From here on they are counted from the next frontier.
             if (HAS_G && !last) scale(sums, exp2_fast(at.faded(frontier, next_frontier)));
         }
@@ -102,6 +91,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
         fall_of_keys(at, stage, first, next_frontier);
         meet(at.unit);
 
+        auto row_g = [&](int r, int k) { return at.query_g(turn)[row_tile(at, r) * 16 + 8 * k + g]; };
         if (piece == 0) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
@@ -109,44 +99,45 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
                 for (int n = 0; n < NT; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) acc[r][n][e] = 0.0f;
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const int place = row_tile(at, r) * 16 + 8 * k + g;
-                    const u8* from = at.queries(stage) + place * KEY_STRIDE;
-                    u32(&y)[D] = x[r][k];
-#pragma unroll
-                    for (int i = 0; i < WORDS; i++) y[2 * i] = *reinterpret_cast<const u32*>(from + ((i + t) & (WORDS - 1)) * 4);
-#pragma unroll
-                    for (int i = 0; i < WORDS; i++) y[2 * i + 1] = between(y[2 * i], y[(2 * i + 2) & (D - 1)]);
-                    if constexpr (HAS_G) row_g[r][k] = at.query_g(stage)[place];
-                    if constexpr (HAS_NEAR) {
-                        since[r] = ((c * CHUNK + row_tile(at, r) * 16) / at.block - at.near) * at.block;
-                        shift[r][k] = since[r] > 0 ? 0.0f : -INFINITY;
-                    }
-                }
             if (frontier > 0) {
-                const u8* from = at.shared + SUMS;
-                if (SPLIT == 1 || at.warp < GROUPS) read_share<0>(acc, x, from, lane);
-                else read_share<SPLIT - 1>(acc, x, from, lane);
+                u32 x[2][2][D];
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        const u8* from = at.queries(turn) + (row_tile(at, r) * 16 + 8 * k + g) * KEY_STRIDE;
+                        u32(&y)[D] = x[r][k];
+#pragma unroll
+                        for (int i = 0; i < WORDS; i++) y[2 * i] = *reinterpret_cast<const u32*>(from + ((i + t) & (WORDS - 1)) * 4);
+#pragma unroll
+                        for (int i = 0; i < WORDS; i++) y[2 * i + 1] = between(y[2 * i], y[(2 * i + 2) & (D - 1)]);
+                    }
+                if (SPLIT == 1 || at.warp < GROUPS) read_share<0>(acc, x, at.shared + SUMS, lane);
+                else read_share<SPLIT - 1>(acc, x, at.shared + SUMS, lane);
                 if constexpr (HAS_G) {
-                    const f64 from_g = at.g[frontier - 1];
+                    const f64 from_g = at.g()[frontier - 1];
 #pragma unroll
                     for (int r = 0; r < 2; r++)
 #pragma unroll
                         for (int k = 0; k < 2; k++) {
-                            const f32 left = exp2_fast(f32(row_g[r][k] - from_g) * LOG2E);
+                            const f32 left = exp2_fast(f32(row_g(r, k) - from_g) * LOG2E);
 #pragma unroll
                             for (int n = 0; n < NT; n++) acc[r][n][2 * k] *= left, acc[r][n][2 * k + 1] *= left;
                         }
+                }
+            }
+            if constexpr (HAS_NEAR) {
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    since[r] = ((c * CHUNK + row_tile(at, r) * 16) / at.block - at.near) * at.block;
+                    shift[r][0] = shift[r][1] = since[r] > 0 ? 0.0f : -INFINITY;
                 }
             }
         }
 
         // What a lane has of numerators and denominators that are added up over several launches.
         auto partial = [&](int token) {
-            return p.partial + ((at.local * p.group + h) * p.rows + at.s.row + token) * NP + 2 * t;
+            return at.bases()->partial + (h * p.rows + token) * NP + 2 * t;
         };
         if (TAKES && !GIVES && piece == 0 && (SPLIT == 1 || at.warp < GROUPS)) {
 #pragma unroll
@@ -154,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
                     const int token = c * CHUNK + row_tile(at, r) * 16 + 8 * k + g;
-                    if (token >= at.s.tokens) continue;
+                    if (token >= at.tokens) continue;
 #pragma unroll
                     for (int n = 0; n < NT; n++) {
                         const float2 two = *reinterpret_cast<const float2*>(partial(token) + 8 * n);
@@ -190,14 +181,17 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
                 const int rows = c * CHUNK + row_tile(at, r) * 16;
                 if (token > rows) continue;
                 f32 w[2][4] = {};
+                const u8* from = at.queries(turn) + (row_tile(at, r) * 16 + lane % 16) * KEY_STRIDE;
+                if constexpr (D == 8) {
+                    u32 x[2];
+                    load_matrices<2, false>(x, from);
 #pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    if constexpr (D == 8) {
-                        mma_half(w[j], x[r][0][0], x[r][1][0], keys[j][0]);
-                    } else {
-                        const u32 a[4] = {x[r][0][0], x[r][1][0], x[r][0][8], x[r][1][8]};
-                        mma(w[j], a, keys[j]);
-                    }
+                    for (int j = 0; j < 2; j++) mma_half(w[j], x[0], x[1], keys[j][0]);
+                } else {
+                    u32 x[4];
+                    load_matrices<4, false>(x, from + lane / 16 * 16);
+#pragma unroll
+                    for (int j = 0; j < 2; j++) mma(w[j], x, keys[j]);
                 }
                 if (HAS_NEAR && token >= since[r]) {
 #pragma unroll
@@ -244,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
                 if constexpr (HAS_G) {
                     f32 fade[2];
 #pragma unroll
-                    for (int k = 0; k < 2; k++) fade[k] = f32(row_g[r][k] - end_g) * LOG2E;
+                    for (int k = 0; k < 2; k++) fade[k] = f32(row_g(r, k) - end_g) * LOG2E;
                     if (token == rows) {
 #pragma unroll
                         for (int j = 0; j < 2; j++)
@@ -313,7 +307,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
                     const f32 sum = __shfl_sync(ALL_LANES, acc[r][NT - 1][2 * k], lane & ~3);
                     const int token = c * CHUNK + row_tile(at, r) * 16 + 8 * k + g;
                     if constexpr (GIVES) {
-                        if (token >= at.s.tokens) continue;
+                        if (token >= at.tokens) continue;
 #pragma unroll
                         for (int n = 0; n < NT; n++) {
                             float2* to = reinterpret_cast<float2*>(partial(token) + 8 * n);
@@ -323,29 +317,24 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS *
                         }
                         continue;
                     }
-                    const i64 head = at.head * p.group + h;
-                    if (token >= at.s.tokens) continue;
+                    if (token >= at.tokens) continue;
                     if (t == 0 && !(sum > 0.0f && sum < INFINITY)) {
-                        const u64 place = (u64(segment.sequence) * p.kv_heads * p.group + head) * p.most_queries + token;
-                        if (~place > first_bad) first_bad = ~place;
-                        if (sum * 0.0f == 0.0f) non_positive++;
-                        else non_finite++;
+                        // Rare; kept as its complement, so that the largest is the first.
+                        const u64 head = (u64(at.sequence) * p.kv_heads + at.head) * p.group + h, place = head * p.most_queries + token;
+                        atomicAdd(sum * 0.0f == 0.0f ? &p.tally->non_positive : &p.tally->non_finite, u64(1));
+                        atomicMax(&p.tally->first, ~place);
                     }
-                    const f32 inverse = 1.0f / sum;
-                    bf16* y = row<bf16>(p.y, at.s.q_batch, head, at.s.q_first + token) + 2 * t;
+                    const f32 inverse = reciprocal_fast(sum);
+                    bf16* y = at.bases()->y + h * p.y.head + token * p.y.token + 2 * t;
 #pragma unroll
                     for (int n = 0; n < NT - 1; n++)
                         *reinterpret_cast<u32*>(y + 8 * n) = pack2(acc[r][n][2 * k] * inverse, acc[r][n][2 * k + 1] * inverse);
                 }
             }
         }
-        if (++piece == pieces) piece = 0, h++;
+        next_piece = piece + 1;
+        if (next_piece == pieces) next_piece = 0, h++, turn ^= 1;
         if (h == p.group) h = 0, c++;
         stage ^= 1;
-    }
-    if (first_bad) {
-        if (non_positive) atomicAdd(&p.tally->non_positive, u64(non_positive));
-        if (non_finite) atomicAdd(&p.tally->non_finite, u64(non_finite));
-        atomicMax(&p.tally->first, first_bad);
     }
 }

@@ -4,20 +4,11 @@
 // FLOPs: 2 * 16 * TILES * NP a token and head. One unit per segment and key/value head.
 #include "stream.cuh"
 
-extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, UNITS * WARPS * 32 <= 128 ? 2 : 1) stream_sums(const __grid_constant__ Stream p) {
+extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_sums(const __grid_constant__ Stream p) {
     DYNAMIC_SHARED(shared);
     Place at;
-    const int warp = int(threadIdx.x) / 32;
-    at.unit = warp / WARPS, at.warp = warp % WARPS, at.lane = int(threadIdx.x) % 32, at.thread = int(threadIdx.x) % (WARPS * 32);
-    at.shared = shared + at.unit * UNIT_BYTES;
-    at.near = p.near, at.block = p.block;
-    const i64 unit = i64(blockIdx.x) * UNITS + at.unit;
-    if (unit >= i64(p.segment_count) * p.heads) return;
-    const Segment segment = p.segments[unit / p.heads];
-    at.local = unit % p.heads;
-    at.head = p.first_head + at.local;
-    at.s = p.sequences[segment.sequence];
-    at.g = HAS_G ? p.g + at.head * p.works + at.s.work : nullptr;
+    Segment segment;
+    if (!find(p, shared, at, segment)) return;
 
     Sums sums;
     clear(sums);

@@ -47,7 +47,7 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
     let near = match spec.near() {
         Near::None => true,
         Near::Blocks(n) => {
-            spec.block() % 16 == 0 && (n + 1).saturating_mul(spec.block()) <= MOST_NEAR
+            spec.block().is_multiple_of(16) && (n + 1).saturating_mul(spec.block()) <= MOST_NEAR
         }
     };
     problem.device.properties().capability >= (8, 0)
@@ -132,7 +132,12 @@ pub(crate) fn run(
     let units = plan.once("units", || Ok(Units::new(plan.device())))?;
     let tables = plan.once("stream", || Tables::new(plan, problem))?;
     let host = sequences(problem);
-    let schedule = Schedule::new(problem, &tables.parts[0].shape, &host, wish.chunk);
+    let shape = &tables.parts[0].shape;
+    let registers = units.kernel("stream_read", &shape.read())?.properties().registers;
+    let gpu = device.properties();
+    let residents = shape.residents(registers, gpu.shared_per_block as usize);
+    let residents = residents * gpu.multiprocessors as usize;
+    let schedule = Schedule::new(problem, shape, &host, wish.chunk, residents);
     if schedule.segments.is_empty() {
         return Ok(());
     }
@@ -176,7 +181,7 @@ pub(crate) fn run(
         a: tables.a,
     };
     // Heads at once, by what is kept between launches.
-    let columns = tables.parts[0].shape.columns();
+    let columns = shape.columns();
     let partial = if tables.parts.len() > 1 { problem.group * rows * columns } else { 0 };
     let most = wish.work_bytes.unwrap_or(WORK_BYTES);
     let at_once = (most / (4 * partial).max(1)).clamp(1, problem.kv_heads);

@@ -148,7 +148,7 @@ fn is_least(d: usize, indices: &[usize]) -> bool {
 
 /// After how many shifts a monomial comes again.
 fn period(d: usize, indices: &[usize]) -> usize {
-    (1..=d).find(|&by| d % by == 0 && moved(d, indices, by) == indices).unwrap_or(d)
+    (1..=d).find(|&by| d.is_multiple_of(by) && moved(d, indices, by) == indices).unwrap_or(d)
 }
 
 #[cfg(test)]

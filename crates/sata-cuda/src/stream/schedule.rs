@@ -49,10 +49,9 @@ impl Schedule {
         shape: &Shape,
         windows: &[window::Sequence],
         asked: Option<usize>,
+        residents: usize,
     ) -> Self {
         let chunk = shape.chunk();
-        let multiprocessors = problem.device.properties().multiprocessors as usize;
-        let residents = multiprocessors * shape.residents() * shape.units();
         let units = problem.sequences.len() * problem.kv_heads;
         let mut all = Schedule {
             sequences: vec![],

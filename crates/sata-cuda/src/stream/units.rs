@@ -66,16 +66,20 @@ impl Shape {
 
     /// Units of a block of threads.
     pub(super) fn units(&self) -> usize {
-        (4 / self.warps()).max(1)
+        1
     }
 
     pub(super) fn threads(&self) -> usize {
         32 * self.warps() * self.units()
     }
 
-    /// Blocks of threads that a multiprocessor runs at once.
-    pub(super) fn residents(&self) -> usize {
-        if self.threads() <= 128 { 2 } else { 1 }
+    /// Units that a multiprocessor runs at once, when a thread has so many registers (of 65,536, a
+    /// quarter per scheduler) and there are so many bytes of shared memory.
+    pub(super) fn residents(&self, registers: u32, shared: usize) -> usize {
+        let registers = (registers as usize).next_multiple_of(8).max(32);
+        let warps = 4 * (16_384 / (32 * registers));
+        let by_shared = shared / (self.shared() + 1024);
+        self.units() * (warps * 32 / self.threads()).min(by_shared).max(1)
     }
 
     /// Numbers in one set of sums.
@@ -100,10 +104,12 @@ impl Shape {
             + g * chunk * 12
             + self.program.features() * column
             + exchange
+            + 48
     }
 
+    /// Bytes of shared memory of a block of threads: its units', and coefficients.
     pub(super) fn shared(&self) -> usize {
-        self.units() * self.unit_bytes()
+        self.units() * self.unit_bytes() + self.program.features() * 4
     }
 
     fn unit(&self, unit: Unit) -> Unit {
