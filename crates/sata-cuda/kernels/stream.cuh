@@ -35,8 +35,8 @@ constexpr int COLUMN_STRIDE = (NT % 2 ? NT : NT + 1) * 16;
 // What a unit has in shared memory. Two stages, so that the next piece of keys and the next queries arrive while these are used.
 constexpr int PIECE_KEYS = CHUNK * KEY_STRIDE, PIECE_VALUES = CHUNK * COLUMN_STRIDE, PIECE_G = HAS_G ? CHUNK * 8 : 0;
 constexpr int STAGE = 2 * PIECE_KEYS + PIECE_VALUES + 2 * PIECE_G;  // queries, keys; values; g of queries and of keys
-constexpr int TRANSPOSED = 2 * STAGE;                               // keys [tile][D][16], tokens in the order of lanes
-constexpr int FALL = TRANSPOSED + CHUNK * D * 2;                    // with decay: fall f32, 2^fall f32, weights bf16
+constexpr int TRANSPOSED = 2 * STAGE;                               // keys [tile][2 D][16], tokens in the order of lanes
+constexpr int FALL = TRANSPOSED + CHUNK * D * 4;                    // with decay: fall f32, 2^fall f32, weights bf16
 constexpr int SUMS = FALL + (HAS_G ? CHUNK * 12 : 0);
 constexpr int EXCHANGE = SUMS + TILES * 16 * COLUMN_STRIDE;         // between the warps that share queries
 constexpr int EXCHANGE_LANE = NT * 16 + 16;
@@ -208,21 +208,24 @@ DEVICE void load_piece(const Stream& p, const Place& at, int stage, int first, i
     if constexpr (HAS_G) load_g(at, at.key_g(stage), first, end);
 }
 
-// Keys of a piece, transposed: word [tile][element][2t, 2t+1 | 2t+8, 2t+9] is what lanes of row `element` need.
+// Keys of a piece, transposed: word [tile][element][2t, 2t+1 | 2t+8, 2t+9] is what lanes of row `element` need. Elements come twice,
+// so that where rotated ones lie takes no arithmetic.
 DEVICE void transpose_keys(const Place& at, int stage) {
     const int lane = at.lane, g = lane / 4, t = lane % 4;
     for (int tile = at.warp; tile < CHUNK_TILES; tile += WARPS) {
         const u8* keys = at.keys(stage) + tile * 16 * KEY_STRIDE;
-        u8* to = at.shared + TRANSPOSED + tile * D * 32 + g * 32 + t * 8;
+        u8* to = at.shared + TRANSPOSED + tile * D * 64 + g * 32 + t * 8;
         if constexpr (D == 8) {
             u32 r[2];
             load_matrices<2, true>(r, keys + (lane % 16) * KEY_STRIDE);
-            *reinterpret_cast<uint2*>(to) = make_uint2(r[0], r[1]);
+            for (int i = 0; i < 2; i++) *reinterpret_cast<uint2*>(to + i * D * 32) = make_uint2(r[0], r[1]);
         } else {
             u32 r[4];
             load_matrices<4, true>(r, keys + (lane % 16) * KEY_STRIDE + lane / 16 * 16);
-            *reinterpret_cast<uint2*>(to) = make_uint2(r[0], r[1]);
-            *reinterpret_cast<uint2*>(to + 8 * 32) = make_uint2(r[2], r[3]);
+            for (int i = 0; i < 2; i++) {
+                *reinterpret_cast<uint2*>(to + i * D * 32) = make_uint2(r[0], r[1]);
+                *reinterpret_cast<uint2*>(to + i * D * 32 + 8 * 32) = make_uint2(r[2], r[3]);
+            }
         }
     }
 }
@@ -269,10 +272,10 @@ DEVICE void absorb(const Place& at, Sums& sums, int stage, int tiles) {
 #pragma unroll 1
         for (int tile = 0; tile < tiles; tile++) {
             u32 x[2][D], b[NT][2];
-            const u8* keys = at.shared + TRANSPOSED + tile * D * 32 + t * 8;
+            const u8* keys = at.shared + TRANSPOSED + tile * D * 64 + g * 32 + t * 8;
 #pragma unroll
             for (int i = 0; i < D; i++) {
-                const uint2 word = *reinterpret_cast<const uint2*>(keys + ((g + i) & (D - 1)) * 32);
+                const uint2 word = *reinterpret_cast<const uint2*>(keys + i * 32);
                 x[0][i] = word.x, x[1][i] = word.y;
             }
             load_values(b, at.values(stage) + tile * 16 * COLUMN_STRIDE, lane);

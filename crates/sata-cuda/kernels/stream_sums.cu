@@ -1,7 +1,7 @@
-// Sums of each segment but the last of a sequence: see stream.cuh.
+// Sums of parts of each segment but the last of a sequence: see stream.cuh.
 //
 // Reads k, v [batch][kv_heads][tokens][D_KEY | D_VALUE] bf16 once; writes sums [slots][kv_heads][TILES * 16][NP] f32.
-// FLOPs: 2 * 16 * TILES * NP a token and head. One unit per segment and key/value head.
+// FLOPs: 2 * 16 * TILES * NP a token and head. One unit per part and key/value head.
 #include "stream.cuh"
 
 extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_sums(const __grid_constant__ Stream p) {
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_sums(con
     });
 }
 
-// Sums of segments become those of all up to each: one thread per element, head and sequence; each adds what rounding took.
+// Sums of parts become those of all up to each: one thread per element, head and sequence; each adds what rounding took.
 // `chains` has, per sequence, the slots first ... first+count-1 and the tokens at which each ends.
 struct Chain {
     i32 sequence, first, count, unused;
@@ -61,9 +61,11 @@ extern "C" __global__ void __launch_bounds__(256) stream_scan(const __grid_const
     const i64 head = blockIdx.y;
     const f64* g = HAS_G ? p.g + (p.first_head + head) * p.works + p.sequences[chain.sequence].work : nullptr;
     f32 sum = 0.0f, low = 0.0f;
+    auto slot = [&](int i) { return p.sums + (i64(chain.first + i) * p.heads + head) * (TILES * 16 * NP) + element; };
+    f32 next = *slot(0);
     for (int i = 0; i < chain.count; i++) {
-        f32* at = p.sums + (i64(chain.first + i) * p.heads + head) * (TILES * 16 * NP) + element;
-        const f32 own = *at;
+        const f32 own = next;
+        if (i + 1 < chain.count) next = *slot(i + 1);
         if (HAS_G && i > 0) {
             const int from = p.ends[chain.first + i - 1], to = p.ends[chain.first + i];
             const f64 before = from > 0 ? g[from - 1] : 0.0, now = to > 0 ? g[to - 1] : 0.0;
@@ -74,6 +76,6 @@ extern "C" __global__ void __launch_bounds__(256) stream_scan(const __grid_const
         const f32 both = sum + own, part = both - sum;
         low += (sum - (both - part)) + (own - part);
         sum = both;
-        *at = sum + low;
+        *slot(i) = sum + low;
     }
 }

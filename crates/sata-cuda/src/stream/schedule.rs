@@ -13,6 +13,9 @@ const MOST_TOKENS: usize = 1 << 16;
 const MOST_SEGMENTS: usize = 64;
 /// What summing a token costs of all that is done for one.
 const SUMMING: f64 = 0.3;
+/// Chunks of a part of a segment at least, and parts at most.
+const LEAST_PART: usize = 8;
+const MOST_PARTS: usize = 16;
 /// What beginning a segment costs, in chunks.
 const BEGINNING: f64 = 4.0;
 
@@ -22,7 +25,7 @@ pub(super) struct Schedule {
     pub sequences: Vec<Sequence>,
     /// Those with most chunks first.
     pub segments: Vec<Segment>,
-    /// Of which sums are needed.
+    /// Parts of those of which sums are needed.
     pub summed: Vec<Segment>,
     pub chains: Vec<Chain>,
     /// Tokens summed at the end of each slot.
@@ -41,6 +44,12 @@ fn cut(chunks: usize, chunk: usize, units: usize, residents: usize) -> usize {
     let most = MOST_SEGMENTS.max(least).min(chunks.max(1));
     let best = (least.max(1)..=most).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(1);
     chunks.div_ceil(best).max(1)
+}
+
+/// Parts that segments of `length` of `chunks` are summed in, so that the device is busy with that.
+fn parts(chunks: usize, length: usize, units: usize, residents: usize) -> usize {
+    let summed = units * (chunks.div_ceil(length.max(1)) - 1).max(1);
+    (4 * residents).div_ceil(summed.max(1)).min(length / LEAST_PART).clamp(1, MOST_PARTS)
 }
 
 impl Schedule {
@@ -72,25 +81,30 @@ impl Schedule {
                 unused: 0,
             });
             let chunks = s.queries.div_ceil(chunk);
-            let length = match asked {
-                Some(tokens) => (tokens / chunk).max(1),
-                None => cut(chunks, chunk, units, residents),
+            let (length, parts) = match asked {
+                Some(tokens) => ((tokens / chunk).max(1), 2),
+                None => {
+                    let length = cut(chunks, chunk, units, residents);
+                    (length, parts(chunks, length, units, residents))
+                }
             };
             let first = all.ends.len();
             let mut begin = 0;
             while begin < chunks {
                 let end = (begin + length).min(chunks);
-                let slot = all.ends.len() as i32;
-                let segment = Segment {
+                let segment = |first: usize, end: usize, sum: i32, before: i32| Segment {
                     sequence: i as i32,
-                    first: begin as i32,
+                    first: first as i32,
                     end: end as i32,
-                    sum: if end < chunks { slot } else { -1 },
-                    before: if begin > 0 { slot - 1 } else { -1 },
+                    sum,
+                    before,
                 };
-                all.segments.push(segment);
-                if end < chunks {
-                    all.summed.push(segment);
+                let before = if begin > 0 { all.ends.len() as i32 - 1 } else { -1 };
+                all.segments.push(segment(begin, end, -1, before));
+                let part = (end - begin).div_ceil(parts);
+                for first in (begin..end).step_by(part).filter(|_| end < chunks) {
+                    let end = (first + part).min(end);
+                    all.summed.push(segment(first, end, all.ends.len() as i32, -1));
                     all.ends.push(frontier(problem, chunk, end) as i32);
                 }
                 begin = end;

@@ -100,7 +100,7 @@ impl Shape {
             0
         };
         2 * stage
-            + chunk * self.d_key * 2
+            + chunk * self.d_key * 4
             + g * chunk * 12
             + self.program.features() * column
             + exchange
