@@ -8,7 +8,8 @@
 // Compile-time constants (-D):
 //   D_KEY    8 or 16;  D_VALUE a multiple of 8;  TERMS P
 //   FEATURE_TILES  tiles of 16 features;  HALVES the features, eight at a time (below)
-//   WARPS    warps of a unit, of which each SPLIT share 32 queries;  UNITS units of a block of threads
+//   WARPS    warps of a unit, of which each SPLIT share 32 queries;  UNITS units of a block of threads, RESIDENTS of
+//            which a multiprocessor is to run at once
 //   HAS_G    whether weights decay;  HAS_NEAR whether some are exact
 //   GIVES, TAKES  where features are too many for the registers of one block: whether others' numerators and denominators are
 //            added to, and whether these are left to others
@@ -41,7 +42,7 @@ constexpr int SUMS = FALL + (HAS_G ? CHUNK * 12 : 0);
 constexpr int EXCHANGE = SUMS + TILES * 16 * COLUMN_STRIDE;         // between the warps that share queries
 constexpr int EXCHANGE_LANE = NT * 16 + 16;
 constexpr int BASES = EXCHANGE + (SPLIT > 1 ? GROUPS * 2 * 32 * EXCHANGE_LANE : 0);
-constexpr int SHARED = BASES + 48;
+constexpr int SHARED = BASES + 64;
 static_assert(SHARED == UNIT_BYTES, "shared memory differs from what Rust asks for");
 static_assert(SPLIT <= 2, "two warps share queries at most");
 
@@ -119,24 +120,26 @@ struct Bases {
     bf16* y;
     f32* partial;
     const f64* g;           // or null
+    u64 place;              // of the first query among all queries
+    i32 tokens, end;        // of the sequence; chunks of the segment
 };
 
 // Where a unit is, and what every step needs.
 struct Place {
     u8* shared;
-    int tokens, sequence, head, local;  // of the sequence; key/value head, among all and among the launch's
     int unit, warp, lane, thread;       // of the block; of the unit
     int near, block;
 
     DEVICE Bases* bases() const { return reinterpret_cast<Bases*>(shared + BASES); }
     DEVICE const f64* g() const { return bases()->g; }
+    DEVICE int tokens() const { return bases()->tokens; }
     // Tokens before this are in the sums when chunk c is read.
     DEVICE int frontier(int c) const {
         if (!HAS_NEAR) return c * CHUNK;
         const int b = c * CHUNK / block - near;
         return b > 0 ? b * block : 0;
     }
-    DEVICE int end(int c) const { return min((c + 1) * CHUNK, tokens); }
+    DEVICE int end(int c) const { return min((c + 1) * CHUNK, tokens()); }
     DEVICE int pieces(int c) const { return !HAS_NEAR ? 1 : (end(c) - frontier(c) + CHUNK - 1) / CHUNK; }
     // log2 of what is left of the sums of tokens before `from` when they are counted from `to`.
     DEVICE f32 faded(int from, int to) const {
@@ -154,8 +157,8 @@ struct Place {
     DEVICE u16* weights() const { return reinterpret_cast<u16*>(fall() + 2 * CHUNK); }
 };
 
-// Whether there is a unit for these threads; if so, which.
-DEVICE bool find(const Stream& p, u8* shared, Place& at, Segment& segment) {
+// Whether there is a unit for these threads; if so, which, and which of the launch's key/value heads it is of.
+DEVICE bool find(const Stream& p, u8* shared, Place& at, Segment& segment, i64& local) {
     const int warp = int(threadIdx.x) / 32;
     at.unit = warp / WARPS, at.warp = warp % WARPS, at.lane = int(threadIdx.x) % 32, at.thread = int(threadIdx.x) % (WARPS * 32);
     at.shared = shared + at.unit * UNIT_BYTES;
@@ -163,19 +166,20 @@ DEVICE bool find(const Stream& p, u8* shared, Place& at, Segment& segment) {
     const i64 unit = i64(blockIdx.x) * UNITS + at.unit;
     if (unit >= i64(p.segment_count) * p.heads) return false;
     segment = p.segments[unit / p.heads];
-    at.local = int(unit % p.heads);
-    at.head = p.first_head + at.local;
-    at.sequence = segment.sequence;
+    local = unit % p.heads;
+    const i64 head = p.first_head + local;
     const Sequence s = p.sequences[segment.sequence];
-    at.tokens = s.tokens;
     if (at.thread == 0) {
         Bases& to = *at.bases();
-        to.q = row<bf16>(p.q, s.q_batch, i64(at.head) * p.group, s.q_first);
-        to.k = row<bf16>(p.k, s.k_batch, at.head, s.k_first);
-        to.v = row<bf16>(p.v, s.k_batch, at.head, s.k_first);
-        to.y = row<bf16>(p.y, s.q_batch, i64(at.head) * p.group, s.q_first);
-        to.partial = p.partial + (i64(at.local) * p.group * p.rows + s.row) * NP;
-        to.g = HAS_G ? p.g + at.head * p.works + s.work : nullptr;
+        to.q = row<bf16>(p.q, s.q_batch, head * p.group, s.q_first);
+        to.k = row<bf16>(p.k, s.k_batch, head, s.k_first);
+        to.v = row<bf16>(p.v, s.k_batch, head, s.k_first);
+        to.y = row<bf16>(p.y, s.q_batch, head * p.group, s.q_first);
+        to.partial = p.partial + (local * p.group * p.rows + s.row) * NP;
+        to.g = HAS_G ? p.g + head * p.works + s.work : nullptr;
+        to.place = (u64(segment.sequence) * p.kv_heads + head) * p.group * p.most_queries;
+        to.tokens = s.tokens;
+        to.end = segment.end;
     }
     meet(at.unit);
     return true;

@@ -31,7 +31,7 @@ DEVICE void read_share(Outputs& acc, const u32 (&x)[2][2][D], const u8* sums, in
     }
 }
 
-extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_read(const __grid_constant__ Stream p) {
+extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stream_read(const __grid_constant__ Stream p) {
     DYNAMIC_SHARED(shared);
     // Coefficients, for all units of the block.
     f32* const coefficients = reinterpret_cast<f32*>(shared + UNITS * UNIT_BYTES);
@@ -39,13 +39,14 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_read(con
     __syncthreads();
     Place at;
     Segment segment;
-    if (!find(p, shared, at, segment)) return;
+    i64 local;
+    if (!find(p, shared, at, segment, local)) return;
     const int lane = at.lane, g = lane / 4, t = lane % 4;
 
     Sums sums;
     clear(sums);
     if (segment.before >= 0) {
-        const f32* from = p.sums + (i64(segment.before) * p.heads + at.local) * (TILES * 16 * NP);
+        const f32* from = p.sums + (i64(segment.before) * p.heads + local) * (TILES * 16 * NP);
         each_sum(at, sums, [&](int feature, int column, f32& x, f32& y) {
             const float2 two = *reinterpret_cast<const float2*>(from + feature * NP + column);
             x = two.x, y = two.y;
@@ -67,20 +68,20 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_read(con
     int turn = 0;          // of queries
     load(0, 0, c, h, 0);
 #pragma unroll 1
-    while (c < segment.end) {
+    while (c < at.bases()->end) {
         copy_async_wait<0>();
         meet(at.unit);
         const int piece = HAS_NEAR ? next_piece : 0;
         const int frontier = at.frontier(c), pieces = at.pieces(c), first = frontier + piece * CHUNK;
         // Of the segment's last chunk nobody reads what it adds to the sums.
-        const bool last = c + 1 == segment.end;
+        const bool last = c + 1 == at.bases()->end;
         const int next_frontier = last ? 0 : at.frontier(c + 1);
         const bool absorbs = h == 0 && first < next_frontier;
         {
             int nc = c, nh = h, np = piece + 1;
             if (np == pieces) np = 0, nh++;
             if (nh == p.group) nh = 0, nc++;
-            if (nc < segment.end) load(stage ^ 1, turn ^ (np == 0), nc, nh, np);
+            if (nc < at.bases()->end) load(stage ^ 1, turn ^ (np == 0), nc, nh, np);
         }
         if (piece == 0 && h == 0) {
             publish(at, sums, coefficients);
@@ -145,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_read(con
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
                     const int token = c * CHUNK + row_tile(at, r) * 16 + 8 * k + g;
-                    if (token >= at.tokens) continue;
+                    if (token >= at.tokens()) continue;
 #pragma unroll
                     for (int n = 0; n < NT; n++) {
                         const float2 two = *reinterpret_cast<const float2*>(partial(token) + 8 * n);
@@ -307,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_read(con
                     const f32 sum = __shfl_sync(ALL_LANES, acc[r][NT - 1][2 * k], lane & ~3);
                     const int token = c * CHUNK + row_tile(at, r) * 16 + 8 * k + g;
                     if constexpr (GIVES) {
-                        if (token >= at.tokens) continue;
+                        if (token >= at.tokens()) continue;
 #pragma unroll
                         for (int n = 0; n < NT; n++) {
                             float2* to = reinterpret_cast<float2*>(partial(token) + 8 * n);
@@ -317,10 +318,10 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_read(con
                         }
                         continue;
                     }
-                    if (token >= at.tokens) continue;
+                    if (token >= at.tokens()) continue;
                     if (t == 0 && !(sum > 0.0f && sum < INFINITY)) {
                         // Rare; kept as its complement, so that the largest is the first.
-                        const u64 head = (u64(at.sequence) * p.kv_heads + at.head) * p.group + h, place = head * p.most_queries + token;
+                        const u64 place = at.bases()->place + u64(h) * p.most_queries + token;
                         atomicAdd(sum * 0.0f == 0.0f ? &p.tally->non_positive : &p.tally->non_finite, u64(1));
                         atomicMax(&p.tally->first, ~place);
                     }

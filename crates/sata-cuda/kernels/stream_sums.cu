@@ -4,11 +4,12 @@
 // FLOPs: 2 * 16 * TILES * NP a token and head. One unit per part and key/value head.
 #include "stream.cuh"
 
-extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_sums(const __grid_constant__ Stream p) {
+extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stream_sums(const __grid_constant__ Stream p) {
     DYNAMIC_SHARED(shared);
     Place at;
     Segment segment;
-    if (!find(p, shared, at, segment)) return;
+    i64 local;
+    if (!find(p, shared, at, segment, local)) return;
 
     Sums sums;
     clear(sums);
@@ -32,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32) stream_sums(con
         meet(at.unit);
         absorb(at, sums, stage, (to - first + 15) / 16);
     }
-    f32* to = p.sums + (i64(segment.sum) * p.heads + at.local) * (TILES * 16 * NP);
+    f32* to = p.sums + (i64(segment.sum) * p.heads + local) * (TILES * 16 * NP);
     each_sum(at, sums, [&](int feature, int column, f32 x, f32 y) {
         *reinterpret_cast<float2*>(to + feature * NP + column) = make_float2(x, y);
     });

@@ -73,6 +73,16 @@ impl Shape {
         32 * self.warps() * self.units()
     }
 
+    /// Blocks of threads that a multiprocessor runs at once at least: so many that registers hold all.
+    fn least_residents(&self) -> usize {
+        match (self.warps(), self.fades || self.near) {
+            (1, false) => 12,
+            (1, true) => 8,
+            (2 | 4, _) => 8 / self.warps(),
+            _ => 1,
+        }
+    }
+
     /// Units that a multiprocessor runs at once, when a thread has so many registers (of 65,536, a
     /// quarter per scheduler) and there are so many bytes of shared memory.
     pub(super) fn residents(&self, registers: u32, shared: usize) -> usize {
@@ -104,7 +114,7 @@ impl Shape {
             + g * chunk * 12
             + self.program.features() * column
             + exchange
-            + 48
+            + 64
     }
 
     /// Bytes of shared memory of a block of threads: its units', and coefficients.
@@ -121,6 +131,7 @@ impl Shape {
             .define("WARPS", self.warps())
             .define("SPLIT", self.split())
             .define("UNITS", self.units())
+            .define("RESIDENTS", self.least_residents())
             .define("HAS_G", u8::from(self.fades))
             .define("HAS_NEAR", u8::from(self.near))
             .define("TAKES", u8::from(self.takes))
