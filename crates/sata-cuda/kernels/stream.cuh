@@ -8,7 +8,7 @@
 // Compile-time constants (-D):
 //   D_KEY    8 or 16;  D_VALUE a multiple of 8;  TERMS P
 //   FEATURE_TILES  tiles of 16 features;  HALVES the features, eight at a time (below)
-//   WARPS    warps of a unit, of which each SPLIT share 32 queries;  UNITS units of a block of threads, RESIDENTS of
+//   WARPS    warps of a unit, of which each SPLIT share ROW_TILES tiles of 16 queries;  UNITS units of a block of threads, RESIDENTS of
 //            which a multiprocessor is to run at once
 //   HAS_G    whether weights decay;  HAS_NEAR whether some are exact
 //   GIVES, TAKES  where features are too many for the registers of one block: whether others' numerators and denominators are
@@ -26,7 +26,7 @@ constexpr int NT = D_VALUE / 8 + 1, NP = 8 * NT;        // tiles of 8 columns, c
 constexpr int TILES = FEATURE_TILES;
 constexpr int OWN = (TILES + WARPS - 1) / WARPS;        // tiles of features of a warp
 constexpr int GROUPS = WARPS / SPLIT;                   // warps that share queries count once
-constexpr int CHUNK = 32 * GROUPS, CHUNK_TILES = CHUNK / 16;
+constexpr int CHUNK = 16 * ROW_TILES * GROUPS, CHUNK_TILES = CHUNK / 16;
 constexpr f32 LOG2E = 1.4426950408889634f;
 
 // Bytes between rows in shared memory: odd multiples of 16, so that eight rows lie in different banks.
@@ -41,7 +41,7 @@ constexpr int FALL = TRANSPOSED + CHUNK * D * 4;                    // with deca
 constexpr int SUMS = FALL + (HAS_G ? CHUNK * 12 : 0);
 constexpr int EXCHANGE = SUMS + TILES * 16 * COLUMN_STRIDE;         // between the warps that share queries
 constexpr int EXCHANGE_LANE = NT * 16 + 16;
-constexpr int BASES = EXCHANGE + (SPLIT > 1 ? GROUPS * 2 * 32 * EXCHANGE_LANE : 0);
+constexpr int BASES = EXCHANGE + (SPLIT > 1 ? GROUPS * ROW_TILES * 32 * EXCHANGE_LANE : 0);
 constexpr int SHARED = BASES + 64;
 static_assert(SHARED == UNIT_BYTES, "shared memory differs from what Rust asks for");
 static_assert(SPLIT <= 2, "two warps share queries at most");

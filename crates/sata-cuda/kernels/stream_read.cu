@@ -4,9 +4,9 @@
 // FLOPs: 4 * 16 * TILES * NP a token and head, and 2 * (D_KEY + NP) a key of the chunk.
 #include "stream.cuh"
 
-using Outputs = f32[2][NT][4];
+using Outputs = f32[ROW_TILES][NT][4];
 
-// The row tiles of a warp: one of the first half of the chunk and one of the second, so that pairs of warps weigh equally many.
+// The row tiles of a warp: of two one of the first half of the chunk and one of the second, so that all weigh equally many keys.
 DEVICE int row_tile(const Place& at, int r) {
     const int group = at.warp % GROUPS;
     return r == 0 ? group : 2 * GROUPS - 1 - group;
@@ -14,7 +14,7 @@ DEVICE int row_tile(const Place& at, int r) {
 
 // Adds what queries read of the sums: features (made here) times sums, those of the warp's share.
 template <int SHARE>
-DEVICE void read_share(Outputs& acc, const u32 (&x)[2][2][D], const u8* sums, int lane) {
+DEVICE void read_share(Outputs& acc, const u32 (&x)[ROW_TILES][2][D], const u8* sums, int lane) {
     constexpr Program P;
     constexpr int FIRST = SHARE * TILES / SPLIT, END = (SHARE + 1) * TILES / SPLIT;
 #pragma unroll
@@ -23,7 +23,7 @@ DEVICE void read_share(Outputs& acc, const u32 (&x)[2][2][D], const u8* sums, in
         load_values(b, sums + tile * 16 * COLUMN_STRIDE, lane);
         const Half low = P.at[2 * tile], high = P.at[2 * tile + 1];
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
+        for (int r = 0; r < ROW_TILES; r++) {
             const u32 a[4] = {product(low, x[r][0]), product(low, x[r][1]), product(high, x[r][0]), product(high, x[r][1])};
 #pragma unroll
             for (int n = 0; n < NT; n++) mma(acc[r][n], a, b[n]);
@@ -62,8 +62,8 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
         copy_async_commit();
     };
     Outputs acc;
-    int since[2];          // where some weights are exact: from which token on,
-    f32 shift[2][2];       // and what is taken off logits of base 2
+    int since[ROW_TILES];         // where some weights are exact: from which token on,
+    f32 shift[ROW_TILES][2];       // and what is taken off logits of base 2
     int c = segment.first, h = 0, next_piece = 0, stage = 0;
     int turn = 0;          // of queries
     load(0, 0, c, h, 0);
@@ -95,15 +95,15 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
         auto row_g = [&](int r, int k) { return at.query_g(turn)[row_tile(at, r) * 16 + 8 * k + g]; };
         if (piece == 0) {
 #pragma unroll
-            for (int r = 0; r < 2; r++)
+            for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                 for (int n = 0; n < NT; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) acc[r][n][e] = 0.0f;
             if (frontier > 0) {
-                u32 x[2][2][D];
+                u32 x[ROW_TILES][2][D];
 #pragma unroll
-                for (int r = 0; r < 2; r++)
+                for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
                         const u8* from = at.queries(turn) + (row_tile(at, r) * 16 + 8 * k + g) * KEY_STRIDE;
@@ -118,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                 if constexpr (HAS_G) {
                     const f64 from_g = at.g()[frontier - 1];
 #pragma unroll
-                    for (int r = 0; r < 2; r++)
+                    for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                         for (int k = 0; k < 2; k++) {
                             const f32 left = exp2_fast(f32(row_g(r, k) - from_g) * LOG2E);
@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
             }
             if constexpr (HAS_NEAR) {
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
+                for (int r = 0; r < ROW_TILES; r++) {
                     since[r] = ((c * CHUNK + row_tile(at, r) * 16) / at.block - at.near) * at.block;
                     shift[r][0] = shift[r][1] = since[r] > 0 ? 0.0f : -INFINITY;
                 }
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
         };
         if (TAKES && !GIVES && piece == 0 && (SPLIT == 1 || at.warp < GROUPS)) {
 #pragma unroll
-            for (int r = 0; r < 2; r++)
+            for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
                     const int token = c * CHUNK + row_tile(at, r) * 16 + 8 * k + g;
@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
         }
 
         // Keys of the piece, 16 at a time; of two warps that share queries each takes every other tile.
-        const int row_end = c * CHUNK + row_tile(at, 1) * 16;
+        const int row_end = c * CHUNK + row_tile(at, ROW_TILES - 1) * 16;
         const int tiles = GIVES ? 0 : min(CHUNK_TILES, (row_end - first) / 16 + 1);
 #pragma unroll 1
         for (int tile = SPLIT == 1 ? 0 : at.warp / GROUPS; tile < tiles; tile += SPLIT) {
@@ -178,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
             f64 end_g = 0.0;
             if constexpr (HAS_G) end_g = at.key_g(stage)[16 * tile + 15];
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
+            for (int r = 0; r < ROW_TILES; r++) {
                 const int rows = c * CHUNK + row_tile(at, r) * 16;
                 if (token > rows) continue;
                 f32 w[2][4] = {};
@@ -260,22 +260,20 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
             }
         }
 
-        if (absorbs) absorb(at, sums, stage, min(CHUNK, next_frontier - first) / 16);
-
         if (piece + 1 == pieces) {
-            // Warps that share queries each finish one of the two tiles.
+            // Warps that share queries each finish one of two tiles, or the first the only one.
             const int share = SPLIT == 1 ? 0 : at.warp / GROUPS;
             if constexpr (SPLIT == 2) {
-                u8* exchange = at.shared + EXCHANGE + ((at.warp % GROUPS) * 2 * 32 + lane) * EXCHANGE_LANE;
-                u8* mine = exchange + (share ^ 1) * 32 * EXCHANGE_LANE;
-                const u8* other = exchange + share * 32 * EXCHANGE_LANE;
+                u8* exchange = at.shared + EXCHANGE + ((at.warp % GROUPS) * ROW_TILES * 32 + lane) * EXCHANGE_LANE;
+                u8* mine = exchange + (ROW_TILES == 2 ? share ^ 1 : 0) * 32 * EXCHANGE_LANE;
+                const u8* other = exchange + (ROW_TILES == 2 ? share : 0) * 32 * EXCHANGE_LANE;
                 auto give = [&](const f32(&from)[NT][4], const f32(&shifts)[2]) {
 #pragma unroll
                     for (int n = 0; n < NT; n++) *reinterpret_cast<float4*>(mine + 16 * n) = make_float4(from[n][0], from[n][1], from[n][2], from[n][3]);
                     if constexpr (HAS_NEAR) *reinterpret_cast<float2*>(mine + 16 * NT) = make_float2(shifts[0], shifts[1]);
                 };
-                if (share == 0) give(acc[1], shift[1]);
-                else give(acc[0], shift[0]);
+                if (share == 1) give(acc[0], shift[0]);
+                else if constexpr (ROW_TILES == 2) give(acc[1], shift[1]);
                 barrier_sync(1 + UNITS + at.warp % GROUPS, 64);
                 auto take = [&](f32(&to)[NT][4], f32(&shifts)[2]) {
                     f32 by[2] = {1.0f, 1.0f}, by_other[2] = {1.0f, 1.0f};
@@ -298,10 +296,10 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                     }
                 };
                 if (share == 0) take(acc[0], shift[0]);
-                else take(acc[1], shift[1]);
+                else if constexpr (ROW_TILES == 2) take(acc[1], shift[1]);
             }
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
+            for (int r = 0; r < ROW_TILES; r++) {
                 if (SPLIT == 2 && r != share) continue;
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
@@ -333,6 +331,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                 }
             }
         }
+        if (absorbs) absorb(at, sums, stage, min(CHUNK, next_frontier - first) / 16);
         next_piece = piece + 1;
         if (next_piece == pieces) next_piece = 0, h++, turn ^= 1;
         if (h == p.group) h = 0, c++;

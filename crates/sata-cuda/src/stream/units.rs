@@ -24,7 +24,10 @@ pub(super) struct Shape {
 
 /// Accumulators of a thread that hold sums, at most: the other registers are for queries.
 const MOST_SUMS: usize = 104;
-const MOST_WARPS: usize = 8;
+/// Warps where one to four do not hold all sums, and accumulators of theirs: with three warps on
+/// each scheduler there are fewer registers.
+const MOST_WARPS: usize = 12;
+const MOST_SUMS_OF_MANY: usize = 76;
 
 impl Shape {
     /// Columns of sums, in tiles of 8: a value, a one, zeros.
@@ -48,7 +51,8 @@ impl Shape {
 
     /// The shapes of as many launches as it takes for registers to hold the sums.
     pub(super) fn parts(&self) -> Vec<Shape> {
-        let programs = self.program.parts(MOST_WARPS * (MOST_SUMS / (4 * self.column_tiles())));
+        let tiles = MOST_SUMS_OF_MANY / (4 * self.column_tiles());
+        let programs = self.program.parts(MOST_WARPS * tiles);
         let last = programs.len() - 1;
         let part = |(i, program)| Shape { program, takes: i > 0, gives: i < last, ..self.clone() };
         programs.into_iter().enumerate().map(part).collect()
@@ -59,9 +63,14 @@ impl Shape {
         if self.warps() == MOST_WARPS { 2 } else { 1 }
     }
 
+    /// Tiles of 16 queries that a warp reads at once.
+    fn row_tiles(&self) -> usize {
+        if self.warps() > 8 { 1 } else { 2 }
+    }
+
     /// Tokens of a chunk.
     pub(super) fn chunk(&self) -> usize {
-        32 * self.warps() / self.split()
+        16 * self.row_tiles() * self.warps() / self.split()
     }
 
     /// Units of a block of threads.
@@ -105,7 +114,7 @@ impl Shape {
         let g = usize::from(self.fades);
         let stage = chunk * (2 * key + column + 16 * g);
         let exchange = if self.split() > 1 {
-            self.warps() / self.split() * 2 * 32 * (tiles * 16 + 16)
+            self.warps() / self.split() * self.row_tiles() * 32 * (tiles * 16 + 16)
         } else {
             0
         };
@@ -129,6 +138,7 @@ impl Shape {
             .define("FEATURE_TILES", self.program.tiles())
             .define("HALVES", self.program.define())
             .define("WARPS", self.warps())
+            .define("ROW_TILES", self.row_tiles())
             .define("SPLIT", self.split())
             .define("UNITS", self.units())
             .define("RESIDENTS", self.least_residents())
