@@ -16,6 +16,8 @@ const SUMMING: f64 = 0.3;
 /// Chunks of a part of a segment at least, and parts at most.
 const LEAST_PART: usize = 8;
 const MOST_PARTS: usize = 16;
+/// What scanning one more part costs of summing all.
+const SCANNING: f64 = 0.02;
 /// What beginning a segment costs, in chunks.
 const BEGINNING: f64 = 4.0;
 
@@ -49,7 +51,11 @@ fn cut(chunks: usize, chunk: usize, units: usize, residents: usize) -> usize {
 /// Parts that segments of `length` of `chunks` are summed in, so that the device is busy with that.
 fn parts(chunks: usize, length: usize, units: usize, residents: usize) -> usize {
     let summed = units * (chunks.div_ceil(length.max(1)) - 1).max(1);
-    (4 * residents).div_ceil(summed.max(1)).min(length / LEAST_PART).clamp(1, MOST_PARTS)
+    let cost = |parts: usize| {
+        (summed * parts).div_ceil(residents) as f64 / parts as f64 + SCANNING * parts as f64
+    };
+    let most = (length / LEAST_PART).clamp(1, MOST_PARTS);
+    (1..=most).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(1)
 }
 
 impl Schedule {
