@@ -22,6 +22,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "generic.cuh",
     "hopper.cuh",
     "hopper_mma.cuh",
+    "matrix_backward.cuh",
     "prelude.cuh",
     "series.cuh",
 ];
