@@ -123,8 +123,8 @@ DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memo
 
 // Registers of a thread that multiplies, in a block of `groups` warpgroups of them and one that copies.
 __host__ __device__ constexpr int registers_of(int groups) { return groups == 1 ? 0 : groups == 2 ? 240 : groups == 3 ? 160 : 120; }
-template <int GROUPS> DEV void role_copies() {
-    if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+template <int GROUPS, int REGISTERS = 24> DEV void role_copies() {
+    if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 template <int GROUPS> DEV void role_multiplies() {
     if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers_of(GROUPS)));
