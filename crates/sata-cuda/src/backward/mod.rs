@@ -4,6 +4,7 @@ mod features;
 mod gradients;
 mod kernels;
 mod matrix;
+mod matrix_sums;
 mod params;
 mod stages;
 mod state;
@@ -157,7 +158,14 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
         false => None,
     };
     let direct = unit_kernels.as_ref().and_then(|_| matrix::chunk(&kind, features.count, longest));
-    let chunk = choose_chunk(plan, problem, features.count, longest, keep, direct);
+    let sums = match &unit_kernels {
+        Some(_) => matrix_sums::choose(plan, problem, &kind, longest, keep)?,
+        None => None,
+    };
+    let chunk = match &sums {
+        Some((_, chunk)) => *chunk,
+        None => choose_chunk(plan, problem, features.count, longest, keep, direct),
+    };
     let table = Table::new(spec, Cut { causal: problem.causal, chunk, keep }, rows)?;
     let sequences = Buffer::from_slice(device, &table.raw())?;
     let folds = Buffer::from_slice(device, &table.folds)?;
@@ -217,7 +225,18 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
     let tiles = (longest + 1).div_ceil(256);
     let weights = Params { far_tokens: tiles as i64, ..params };
     stages.each_unit(&kernels.weights, units * tiles, 256, &weights)?;
-    Sweep::new(device, pairs, &table, sizes, params)?.run()?;
+    let pass = match (&matrix, &sums) {
+        (Some(matrix), Some((sums, _))) => {
+            let pass =
+                matrix_sums::Pass { plan, matrix, sums, kind: &kind, table: &table, sizes: &sizes };
+            pass.units().map(|at_once| (pass, at_once))
+        }
+        _ => None,
+    };
+    match pass {
+        Some((pass, at_once)) => pass.run(at_once, params)?,
+        None => Sweep::new(device, pairs, &table, sizes, params)?.run()?,
+    }
     if fades && (wanted.d_log_gates.is_some() || wanted.d_slopes.is_some() || keep) {
         stages.each_unit(&kernels.logs, units, 256, &params)?;
     }
