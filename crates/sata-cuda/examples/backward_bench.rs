@@ -1,6 +1,6 @@
 //! Backward on a GPU: nanoseconds per token and head of one causal call, all in bf16.
 //!
-//! `backward_bench [words]` runs the rows whose names have one of the words; a number among the words
+//! `backward_bench [words]` runs the rows of these names ("d=32 P=4"), or all; a number among the words
 //! is the length (65536 if none is said), `chunk=N` the tokens of a chunk instead of the plan's own
 //! choice, `direct` weighs all pairs. Times are the device's, medians of 5 calls.
 //! `backward_bench check` compares with the kernels that compute in f32 instead: relative root mean
@@ -159,7 +159,7 @@ fn main() {
         None => Device::new(0).unwrap(),
     };
     for row in rows() {
-        if named.is_empty() || named.iter().any(|word| row.name.contains(word.as_str())) {
+        if named.is_empty() || named.iter().any(|word| row.name == **word) {
             run(&row, options, &device);
         }
     }

@@ -78,7 +78,11 @@ struct Stream {
 
 DEV uint2 pair_of(u32 address) {
     uint2 x;
+#if defined(SATA_EMULATOR)
+    x = *(const uint2*)shared_at(address);
+#else
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address));
+#endif
     return x;
 }
 DEV uint2 mul(uint2 a, uint2 b) { return make_uint2(mul2(a.x, b.x), mul2(a.y, b.y)); }
@@ -136,14 +140,22 @@ struct Part {
     int kv, slice, item, end, number;
     bool follows, leads;  // whether the block before has what precedes it; whether the next one wants what it comes to
 };
+#if defined(SATA_EMULATOR)
+#define shared ((char*)emu::block().shared)
+#else
 extern __shared__ __align__(128) char shared[];
+#endif
 // What the warpgroups are at, in shared memory: registers are scarce.
 __shared__ Part parts[WARPGROUPS];
 // The index of this thread, asked for where it is needed, so that no address is kept while tiles stream by.
 DEV int thread_here() {
+#if defined(SATA_EMULATOR)
+    return threadIdx.x;
+#else
     int thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
     return thread;
+#endif
 }
 DEV float4* kept_of(int thread) { return (float4*)(shared + STAGES * STAGE_BYTES) + (thread >> 7) * KEPT * 128 + (thread & 127); }
 
@@ -156,7 +168,11 @@ struct Output {
             if (!part.follows || p.items[part.item].w == 0) return;
             const int place = (blockIdx.x - 1) * WARPGROUPS + (threadIdx.x >> 7);
             u32 is = 0;
+#if defined(SATA_EMULATOR)
+            while (!(is = __atomic_load_n(p.ready + place, __ATOMIC_SEQ_CST))) emu::nap();
+#else
             while (!is) asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(is) : "l"(p.ready + place) : "memory");
+#endif
             const float4* const left = p.left + (i64)place * KEPT * 128 + (threadIdx.x & 127);
             for (int i = 0; i < KEPT; i++) kept[i * 128] = __ldcg(left + i * 128);
         }
@@ -227,7 +243,11 @@ struct Output {
                 for (int i = 0; i < KEPT; i++) left[i * 128] = kept[i * 128];
                 __threadfence();
                 group_sync(1 + wg, 128);
+#if defined(SATA_EMULATOR)
+                if ((thread & 127) == 0) __atomic_store_n(p.ready + place, 1u, __ATOMIC_SEQ_CST);
+#else
                 if ((thread & 127) == 0) asm volatile("st.release.gpu.u32 [%0], 1;" ::"l"(p.ready + place) : "memory");
+#endif
             }
         }
         return 0;
@@ -448,8 +468,12 @@ DEV void run_item(int item, Stream& stream, Output& out) {
 
 // Part n of this block of threads; false where there are no more. Worked out anew each time: registers are scarce.
 DEV bool part_at(const SumChunks& p, int n, Part& part) {
+#if defined(SATA_EMULATOR)
+    const u32 block = blockIdx.x;
+#else
     u32 block;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+#endif
     if constexpr (PREFIX) {
         const int count = p.item_count;
         const i64 all = (i64)count * p.heads * GRID, begin = all * block / gridDim.x, end = all * (block + 1) / gridDim.x;

@@ -68,6 +68,14 @@ struct Ring {
 };
 
 // The first of some products: what was in the accumulators is nothing.
+#if defined(SATA_EMULATOR)
+template <int N> struct First {
+    static __device__ void run(f32 (&d)[N / 2], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
+        for (f32& x : d) x = 0;
+        Mma<N>::template run<0>(d, a0, a1, a2, a3, b);
+    }
+};
+#else
 template <int N> struct First;
 #define FIRST(N, COUNT, LIST, A0, A1, A2, A3, B, ...)                                                                                   \
     template <> struct First<N> {                                                                                                      \
@@ -85,6 +93,7 @@ FIRST(64, 32,
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, "
       "%30, %31",
       "%32", "%33", "%34", "%35", "%36", OUT4(0), OUT4(4), OUT4(8), OUT4(12), OUT4(16), OUT4(20), OUT4(24), OUT4(28));
+#endif
 
 struct A {
     u32 a[4];
@@ -167,7 +176,7 @@ DEV void contract(const f32* h, int r, f32 xi, f32 xj, float2 xc, f32& own0, f32
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(const __grid_constant__ Far far) {
-    extern __shared__ __align__(128) char memory[];
+    DYNAMIC_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Backward& p = far.b;
     UNIT(u, p.first_unit + blockIdx.z);
@@ -602,8 +611,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
         mma_fence();
         add(step, at);
         settle();
-        u16 ones;
-        asm volatile("ld.shared.u16 %0, [%1];" : "=h"(ones) : "r"(at + D_KEY * 16));
+        const u16 ones = *reinterpret_cast<const u16*>(memory + (at - base) + D_KEY * 16);
         f32 now[2];
         of_z(now);
 #pragma unroll

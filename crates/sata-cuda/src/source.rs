@@ -21,6 +21,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "decode_types.cuh",
     "generic.cuh",
     "hopper.cuh",
+    "hopper_emulated.cuh",
     "hopper_mma.cuh",
     "matrix_backward.cuh",
     "prelude.cuh",

@@ -77,9 +77,9 @@ pub(super) struct Sums {
     far_bytes: usize,
 }
 
-/// Warpgroups that read, and so the tokens of a block: fewer where each needs more registers.
+/// Warpgroups that read, and so the tokens of a block: as many as do without spilling registers.
 fn readers(kind: &Kind) -> usize {
-    if kind.d_key.max(kind.d_value) > 32 { 2 } else { 3 }
+    if kind.d_key == 32 && kind.d_value <= 32 { 3 } else { 2 }
 }
 
 impl Sums {

@@ -29,8 +29,7 @@ impl Prefix {
     /// Whether there are kernels.
     pub(crate) fn serves(problem: &Problem<'_>) -> bool {
         let spec = problem.spec;
-        problem.device.properties().capability == (9, 0)
-            && !problem.device.is_emulated()
+        (problem.device.properties().capability == (9, 0) || problem.device.is_emulated())
             && spec.d_key().is_multiple_of(8)
             && (16..=MOST_KEY).contains(&spec.d_key())
             && spec.d_value().is_multiple_of(8)
