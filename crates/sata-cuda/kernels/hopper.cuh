@@ -60,12 +60,17 @@ constexpr int T_BASE = 0, R_BASE = T_BLOCKS, Q_BASE = R_BASE + R_BLOCKS, L_BASE 
 constexpr int BLOCKS = (L_BASE + L_BLOCKS + 7) / 8 * 8;  // padded to whole tiles of 64 features
 constexpr int STEPS_L = (L_BLOCKS + 1) / 2;
 
+#if defined(SATA_EMULATOR)
+#include "hopper_emulated.cuh"
+#else
 DEV u32 smem(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+#endif
 
 // A descriptor of B without swizzle: `along_k` and `along_n` bytes between core matrices.
 DEV u64 descriptor(u32 address, u32 along_k, u32 along_n) {
     return (u64)((address & 0x3ffff) >> 4) | (u64)(along_k >> 4) << 16 | (u64)(along_n >> 4) << 32;
 }
+#if !defined(SATA_EMULATOR)
 DEV void mma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 DEV void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 template <int LEFT> DEV void mma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(LEFT) : "memory"); }
@@ -98,8 +103,10 @@ DEV float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+#endif
 constexpr float LOG2E = 1.4426950408889634f;
 
+#if !defined(SATA_EMULATOR)
 // Barriers of the copy engine.
 DEV void barrier_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 DEV void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
@@ -123,12 +130,14 @@ DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memo
 
 // Registers of a thread that multiplies, in a block of `groups` warpgroups of them and one that copies.
 __host__ __device__ constexpr int registers_of(int groups) { return groups == 1 ? 0 : groups == 2 ? 240 : groups == 3 ? 160 : 120; }
-template <int GROUPS> DEV void role_copies() {
-    if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+template <int GROUPS, int REGISTERS = 24> DEV void role_copies() {
+    if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 template <int GROUPS> DEV void role_multiplies() {
     if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers_of(GROUPS)));
 }
+
+#endif
 
 // The key tile records of one head: what prepare writes and the others copy in bulk.
 //   keys   [8 groups of 8 tokens][DQ / 8][8 tokens][8]           (B of queries times keys)

@@ -6,6 +6,7 @@
 // TRANSPOSED: B is stored row by row (8 values of N contiguous), else column by column (8 values of K contiguous).
 #pragma once
 
+#if !defined(SATA_EMULATOR)
 template <int N> struct Mma;
 
 template <> struct Mma<8> {
@@ -98,3 +99,4 @@ template <> struct Mma<80> {
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "n"(TRANSPOSED));
     }
 };
+#endif

@@ -1,11 +1,18 @@
-// Sums of a chunk: features of keys times values and ones, weighed to the end of the chunk.
+// Sums of chunks: features of keys times values and ones, weighed to the end of the chunk.
 //
 // tiles  records of 64 tokens for sums (hopper.cuh)
-// sums   f32 [kv head][chunk][feature block][8][NP], in program order
+// sums   f32 [kv head][chunk][feature block][8][NP], in program order; or, with PREFIX,
+// far    bf16 [kv head][chunk][feature block][NP / 8][8 features][8]: what precedes each chunk, times its coefficient
 //
-// A warpgroup owns up to TILES tiles of 64 features in its accumulators and streams the chunk's tokens past them: features
-// are made in registers, transposed (rows are features, columns tokens), values come from the ring. 2 * features * NP
-// FLOPs a token; bytes: the chunk's records once per block of threads, the sums once.
+// A warpgroup owns up to TILES tiles of 64 features in its accumulators and streams tokens past them: features are made
+// in registers, transposed (rows are features, columns tokens), values come from the ring. 2 * features * NP FLOPs a
+// token; bytes: the records once per block of threads, the sums once.
+//
+// Without PREFIX a block of threads has one chunk. With it, a slice of features and all chunks of a head, one after
+// another, are a unit; what precedes a chunk stays in shared memory, and nothing but `far` is written. Units, end to end,
+// are cut into as many stretches of chunks as there are blocks, each at least a unit long. A block first does the head of
+// the unit that the next block ends, and leaves what it came to; then whole units; and last the tail of the unit that the
+// block before has begun, which is long there by then. No block waits for one that waits.
 #include "hopper.cuh"
 #include "hopper_mma.cuh"
 
@@ -33,20 +40,28 @@ static_assert(NB != 1 || REST_ITEMS <= 1, "all features of 8 elements fit one it
 
 constexpr int GRID = (ITEMS + WARPGROUPS - 1) / WARPGROUPS;  // blocks of threads for a chunk
 
+// What a thread keeps of what precedes a chunk, 16 bytes at a time, each beside the other threads'.
+constexpr int KEPT = TILES * NA / 4;
+constexpr int KEPT_BYTES = PREFIX ? WARPGROUPS * KEPT * 128 * 16 : 0;
+
 struct SumChunks {
     const char* tiles;
-    float* sums;
-    const Sequence* sequences;
-    const int2* items;  // sequence, chunk
-    int tile_count, chunk_count, chunk_tokens, unused;
+    float* sums;                // or, with PREFIX:
+    u16* far;
+    const float* coefficients;  // [feature block][8]
+    const double* references;   // [kv head][chunk]
+    float4* left;               // [block of threads][WARPGROUPS][KEPT][128]: what its head came to
+    u32* ready;                 // [block of threads][WARPGROUPS]: whether that is there; zeros before
+    const int4* items;          // a chunk's first tile, how many tiles, its place, its number in its sequence
+    int item_count, heads, tile_count, chunk_count;
 };
 static_assert(sizeof(SumChunks) == SUMS_BYTES && BLOCKS == FEATURE_BLOCKS && SUM_TILE_BYTES == TOKEN_TILE_BYTES, "as in Rust");
-static_assert(GRID == CHUNK_BLOCKS && STAGES * STAGE_BYTES + STAGES * 16 == SUMS_SHARED, "as in Rust");
+static_assert(GRID == CHUNK_BLOCKS && STAGES * STAGE_BYTES + KEPT_BYTES + STAGES * 16 == SUMS_SHARED, "as in Rust");
 
 // The ring of token tiles as one warpgroup sees it.
 struct Stream {
     u32 base, bars;
-    int tiles, stage;
+    int stage;
     u32 phase;
     DEV_MEMBER u32 acquire() {
         barrier_wait(bars + 8 * stage, phase);
@@ -63,7 +78,11 @@ struct Stream {
 
 DEV uint2 pair_of(u32 address) {
     uint2 x;
+#if defined(SATA_EMULATOR)
+    x = *(const uint2*)shared_at(address);
+#else
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address));
+#endif
     return x;
 }
 DEV uint2 mul(uint2 a, uint2 b) { return make_uint2(mul2(a.x, b.x), mul2(a.y, b.y)); }
@@ -105,15 +124,6 @@ template <int G, class Load, class Make> DEV void stream_slabs(float (&acc)[TILE
     mma_wait<0>();
 }
 
-// Writes a tile's accumulators to feature blocks `low` and `high`.
-DEV void store(float* sums, const float (&acc)[NA], int low, int high, bool has_low, bool has_high) {
-    const int lane = threadIdx.x & 31, row = lane >> 2, m = lane & 3;
-#pragma unroll
-    for (int j = 0; j < NA / 4; j++) {
-        if (has_low) *(float2*)(sums + (low * 8 + row) * NP + 8 * j + 2 * m) = make_float2(acc[4 * j], acc[4 * j + 1]);
-        if (has_high) *(float2*)(sums + (high * 8 + row) * NP + 8 * j + 2 * m) = make_float2(acc[4 * j + 2], acc[4 * j + 3]);
-    }
-}
 DEV void clear(float (&acc)[TILES][NA]) {
 #pragma unroll
     for (int t = 0; t < TILES; t++)
@@ -125,84 +135,205 @@ DEV void settle(float (&acc)[TILES][NA]) {
     for (int t = 0; t < TILES; t++) mma_touch(acc[t]);
 }
 
-// Part GROUP of T(a; c): this warp's prefixes are the same as the other warps', its block c is its own.
-template <int GROUP> DEV void t_item(Stream stream, int a, int c, bool mine, float* sums) {
-    constexpr Pairs P;
-    const int lane = threadIdx.x & 31;
+// Some chunks of a unit, and where their sums go.
+struct Part {
+    int kv, slice, item, end, number;
+    bool follows, leads;  // whether the block before has what precedes it; whether the next one wants what it comes to
+};
+#if defined(SATA_EMULATOR)
+#define shared ((char*)emu::block().shared)
+#else
+extern __shared__ __align__(128) char shared[];
+#endif
+// What the warpgroups are at, in shared memory: registers are scarce.
+__shared__ Part parts[WARPGROUPS];
+// The index of this thread, asked for where it is needed, so that no address is kept while tiles stream by.
+DEV int thread_here() {
+#if defined(SATA_EMULATOR)
+    return threadIdx.x;
+#else
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+#endif
+}
+DEV float4* kept_of(int thread) { return (float4*)(shared + STAGES * STAGE_BYTES) + (thread >> 7) * KEPT * 128 + (thread & 127); }
+
+struct Output {
+    const SumChunks& p;
+    DEV_MEMBER void begin() {
+        if constexpr (PREFIX) {
+            const Part& part = parts[threadIdx.x >> 7];
+            float4* const kept = kept_of(threadIdx.x);
+            if (!part.follows || p.items[part.item].w == 0) return;
+            const int place = (blockIdx.x - 1) * WARPGROUPS + (threadIdx.x >> 7);
+            u32 is = 0;
+#if defined(SATA_EMULATOR)
+            while (!(is = __atomic_load_n(p.ready + place, __ATOMIC_SEQ_CST))) emu::nap();
+#else
+            while (!is) asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(is) : "l"(p.ready + place) : "memory");
+#endif
+            const float4* const left = p.left + (i64)place * KEPT * 128 + (threadIdx.x & 127);
+            for (int i = 0; i < KEPT; i++) kept[i * 128] = __ldcg(left + i * 128);
+        }
+    }
+    // After the last tile of a chunk; `where` has each tile's feature blocks. The tiles of the next chunk, or 0.
+    template <class Where> DEV_MEMBER int end(float (&acc)[TILES][NA], Where where) {
+        constexpr i64 SIZE = BLOCKS * 8 * NP;
+        const int thread = thread_here(), wg = thread >> 7, row = (thread & 31) >> 2, m = thread & 3;
+        Part& part = parts[wg];
+        float4* const kept = kept_of(thread);
+        const int item = part.item;
+        const int4 now = p.items[item];
+        if constexpr (PREFIX) {
+            const i64 place = (i64)part.kv * p.chunk_count + now.z;
+            u32* const far = (u32*)(p.far + (place + 1) * SIZE);
+            float fade = now.w == 0 ? 0.f : 1.f;
+            if constexpr (HAS_G) {
+                if (now.w > 0) fade = exp2_fast((float)(p.references[place + 1] - p.references[place]) * LOG2E);
+            }
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                int2 block = where(t);
+                asm volatile("" : "+r"(block.x), "+r"(block.y));
+                const float low = block.x < 0 ? 0.f : p.coefficients[block.x * 8 + row], high = block.y < 0 ? 0.f : p.coefficients[block.y * 8 + row];
+#pragma unroll
+                for (int j = 0; j < NA / 4; j++) {
+                    float4& keep = kept[(t * (NA / 4) + j) * 128];
+                    float4 x = make_float4(acc[t][4 * j], acc[t][4 * j + 1], acc[t][4 * j + 2], acc[t][4 * j + 3]);
+                    if (now.w > 0) {
+                        const float4 before = keep;
+                        x.x = fmaf(before.x, fade, x.x);
+                        x.y = fmaf(before.y, fade, x.y);
+                        x.z = fmaf(before.z, fade, x.z);
+                        x.w = fmaf(before.w, fade, x.w);
+                    }
+                    keep = x;
+                    if (block.x >= 0) far[((block.x * (NP / 8) + j) * 8 + row) * 4 + m] = pack2(x.x * low, x.y * low);
+                    if (block.y >= 0) far[((block.y * (NP / 8) + j) * 8 + row) * 4 + m] = pack2(x.z * high, x.w * high);
+                    // One after another: registers are scarce.
+                    asm volatile("" ::: "memory");
+                }
+            }
+        } else {
+            float* const sums = p.sums + ((i64)part.kv * p.chunk_count + now.z) * SIZE;
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                int2 block = where(t);
+                asm volatile("" : "+r"(block.x), "+r"(block.y));
+#pragma unroll
+                for (int j = 0; j < NA / 4; j++) {
+                    if (block.x >= 0) *(float2*)(sums + (block.x * 8 + row) * NP + 8 * j + 2 * m) = make_float2(acc[t][4 * j], acc[t][4 * j + 1]);
+                    if (block.y >= 0) *(float2*)(sums + (block.y * 8 + row) * NP + 8 * j + 2 * m) = make_float2(acc[t][4 * j + 2], acc[t][4 * j + 3]);
+                }
+            }
+        }
+        clear(acc);
+        const bool more = item + 1 < part.end;
+        group_sync(1 + wg, 128);
+        if (more) {
+            if ((thread & 127) == 0) part.item = item + 1;
+            group_sync(1 + wg, 128);
+            return p.items[item + 1].y;
+        }
+        if constexpr (PREFIX) {
+            if (part.leads) {
+                const int place = blockIdx.x * WARPGROUPS + wg;
+                float4* const left = p.left + (i64)place * KEPT * 128 + (thread & 127);
+                for (int i = 0; i < KEPT; i++) left[i * 128] = kept[i * 128];
+                __threadfence();
+                group_sync(1 + wg, 128);
+#if defined(SATA_EMULATOR)
+                if ((thread & 127) == 0) __atomic_store_n(p.ready + place, 1u, __ATOMIC_SEQ_CST);
+#else
+                if ((thread & 127) == 0) asm volatile("st.release.gpu.u32 [%0], 1;" ::"l"(p.ready + place) : "memory");
+#endif
+            }
+        }
+        return 0;
+    }
+};
+// Streams a part's tiles through `body`.
+template <class Body, class Where> DEV void stream_part(Stream& stream, Output& out, Body body, Where where) {
     float acc[TILES][NA];
     clear(acc);
+    out.begin();
+    int left = out.p.items[parts[threadIdx.x >> 7].item].y;
 #pragma unroll 1
-    for (int tile = 0; tile < stream.tiles; tile++) {
-        const u32 at = stream.acquire();
-        const u32 keys_a = at + (lane & 3) * 8 + a * 256, keys_c = at + (lane & 3) * 8 + c * 256 + (lane >> 2) * 32;
-        uint2 x[8], u[8];
-        auto load = [&](int slab) {
-            const uint2 kc = pair_of(keys_c + slab * SLAB_BYTES);
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                bool is_i = false, is_j = false;
-#pragma unroll
-                for (int e = GROUP * PAIRS; e < (GROUP + 1) * PAIRS; e++) {
-                    is_i |= P.i[e] == i;
-                    is_j |= P.j[e] == i;
-                }
-                if (is_i || is_j) x[i] = pair_of(keys_a + slab * SLAB_BYTES + i * 32);
-                if (is_j) u[i] = mul(x[i], kc);
-            }
-        };
-        stream_slabs<GROUP_TILES>(acc, at, load, [&](int, int first) {
-            Steps<GROUP_TILES> steps;
-#pragma unroll
-            for (int t = 0; t < GROUP_TILES; t++) {
-                const int e = GROUP * PAIRS + 2 * (first + t);
-                steps.low[t] = mul(x[P.i[e]], u[P.j[e]]);
-                steps.high[t] = mul(x[P.i[e + 1]], u[P.j[e + 1]]);
-            }
-            return steps;
-        });
+    do {
+        body(acc, stream.acquire());
         stream.release();
-    }
-    settle(acc);
-    const int block = T_BASE + 36 * (a * NB + c) + GROUP * PAIRS;
+        if (--left == 0) {
+            settle(acc);
+            left = out.end(acc, where);
+        }
+    } while (left > 0);
+}
+
+// Part GROUP of T(a; c): this warp's prefixes are the same as the other warps', its block c is its own.
+template <int GROUP> DEV void t_item(Stream& stream, int a, int c, bool mine, Output& out) {
+    constexpr Pairs P;
+    const int lane = threadIdx.x & 31, block = T_BASE + 36 * (a * NB + c) + GROUP * PAIRS;
+    stream_part(
+        stream, out,
+        [&](float (&acc)[TILES][NA], u32 at) {
+            const u32 keys_a = at + (lane & 3) * 8 + a * 256, keys_c = at + (lane & 3) * 8 + c * 256 + (lane >> 2) * 32;
+            uint2 x[8], u[8];
+            auto load = [&](int slab) {
+                const uint2 kc = pair_of(keys_c + slab * SLAB_BYTES);
 #pragma unroll
-    for (int t = 0; t < TILES; t++) store(sums, acc[t], block + 2 * t, block + 2 * t + 1, mine, mine);
+                for (int i = 0; i < 8; i++) {
+                    bool is_i = false, is_j = false;
+#pragma unroll
+                    for (int e = GROUP * PAIRS; e < (GROUP + 1) * PAIRS; e++) {
+                        is_i |= P.i[e] == i;
+                        is_j |= P.j[e] == i;
+                    }
+                    if (is_i || is_j) x[i] = pair_of(keys_a + slab * SLAB_BYTES + i * 32);
+                    if (is_j) u[i] = mul(x[i], kc);
+                }
+            };
+            stream_slabs<GROUP_TILES>(acc, at, load, [&](int, int first) {
+                Steps<GROUP_TILES> steps;
+#pragma unroll
+                for (int t = 0; t < GROUP_TILES; t++) {
+                    const int e = GROUP * PAIRS + 2 * (first + t);
+                    steps.low[t] = mul(x[P.i[e]], u[P.j[e]]);
+                    steps.high[t] = mul(x[P.i[e + 1]], u[P.j[e + 1]]);
+                }
+                return steps;
+            });
+        },
+        [&](int t) { return mine ? make_int2(block + 2 * t, block + 2 * t + 1) : make_int2(-1, -1); });
 }
 
 // Prefixes x_i x_j of R(b, c), i from `first` on; this warp has two j.
-DEV void r_item(Stream stream, int b, int c, int first, float* sums) {
+DEV void r_item(Stream& stream, int b, int c, int first, Output& out) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
-    float acc[TILES][NA];
-    clear(acc);
-#pragma unroll 1
-    for (int tile = 0; tile < stream.tiles; tile++) {
-        const u32 at = stream.acquire();
-        const u32 keys = at + (lane & 3) * 8, keys_i = keys + first * 32;
-        uint2 u0, u1;
-        auto load = [&](int slab) {
-            const u32 k = keys + slab * SLAB_BYTES;
-            const uint2 kc = pair_of(k + (8 * c + (lane >> 2)) * 32);
-            u0 = mul(kc, pair_of(k + (8 * b + 2 * warp) * 32));
-            u1 = mul(kc, pair_of(k + (8 * b + 2 * warp + 1) * 32));
-        };
-        stream_slabs<GROUP_TILES>(acc, at, load, [&](int slab, int first) {
-            Steps<GROUP_TILES> steps;
-#pragma unroll
-            for (int t = 0; t < GROUP_TILES; t++) {
-                const uint2 x = pair_of(keys_i + slab * SLAB_BYTES + (first + t) * 32);
-                steps.low[t] = mul(x, u0);
-                steps.high[t] = mul(x, u1);
-            }
-            return steps;
-        });
-        stream.release();
-    }
-    settle(acc);
     const int block = R_BASE + r_blocks_before(b) + (c - b - 1) * 64 * b + 2 * warp;
+    stream_part(
+        stream, out,
+        [&](float (&acc)[TILES][NA], u32 at) {
+            const u32 keys = at + (lane & 3) * 8, keys_i = keys + first * 32;
+            uint2 u0, u1;
+            auto load = [&](int slab) {
+                const u32 k = keys + slab * SLAB_BYTES;
+                const uint2 kc = pair_of(k + (8 * c + (lane >> 2)) * 32);
+                u0 = mul(kc, pair_of(k + (8 * b + 2 * warp) * 32));
+                u1 = mul(kc, pair_of(k + (8 * b + 2 * warp + 1) * 32));
+            };
+            stream_slabs<GROUP_TILES>(acc, at, load, [&](int slab, int first) {
+                Steps<GROUP_TILES> steps;
 #pragma unroll
-    for (int t = 0; t < TILES; t++) {
-        const int i = first + t;
-        store(sums, acc[t], block + 8 * i, block + 8 * i + 1, i < 8 * b, i < 8 * b);
-    }
+                for (int t = 0; t < GROUP_TILES; t++) {
+                    const uint2 x = pair_of(keys_i + slab * SLAB_BYTES + (first + t) * 32);
+                    steps.low[t] = mul(x, u0);
+                    steps.high[t] = mul(x, u1);
+                }
+                return steps;
+            });
+        },
+        [&](int t) { return first + t < 8 * b ? make_int2(block + 8 * (first + t), block + 8 * (first + t) + 1) : make_int2(-1, -1); });
 }
 
 // Rows of keys whose product is a feature block of order 2 or less: prefix, last (its rows `stride` bytes apart).
@@ -220,39 +351,35 @@ DEV Rest rest_of(int block) {
     if (HAS1 && e < NB) return Rest{ones, (u32)(8 * e) * 32, 32};
     return Rest{ones, ones, 0};
 }
-DEV void rest_item(Stream stream, int first, float* sums) {
+DEV void rest_item(Stream& stream, int first, Output& out) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
-    float acc[TILES][NA];
-    clear(acc);
     // Where each tile's rows lie, prefix and last, 16 bits each: in shared memory, for want of registers.
     __shared__ u32 rows[WARPGROUPS][TILES][4][2];
     u32(&mine)[TILES][4][2] = rows[(threadIdx.x >> 7)];
+    __syncwarp();
     if (lane < 2 * TILES) {
         const Rest rest = rest_of(first + 8 * (lane >> 1) + 2 * warp + (lane & 1));
         mine[lane >> 1][warp][lane & 1] = rest.prefix | rest.last << 16 | rest.stride >> 5;
     }
     __syncwarp();
     const u32 place = smem(&mine[0][warp][0]), column = (lane & 3) * 8, row = (lane >> 2) * 32;
-#pragma unroll 1
-    for (int tile = 0; tile < stream.tiles; tile++) {
-        const u32 at = stream.acquire();
-        stream_slabs<1>(acc, at, [](int) {}, [&](int slab, int t) {
-            const u32 keys = at + slab * SLAB_BYTES + column;
-            const uint2 where = pair_of(place + t * 32);
-            auto product = [&](u32 w) { return mul(pair_of(keys + (w & 0xffe0)), pair_of(keys + (w >> 16) + (w & 1) * row)); };
-            Steps<1> steps;
-            steps.low[0] = product(where.x);
-            steps.high[0] = product(where.y);
-            return steps;
+    stream_part(
+        stream, out,
+        [&](float (&acc)[TILES][NA], u32 at) {
+            stream_slabs<1>(acc, at, [](int) {}, [&](int slab, int t) {
+                const u32 keys = at + slab * SLAB_BYTES + column;
+                const uint2 where = pair_of(place + t * 32);
+                auto product = [&](u32 w) { return mul(pair_of(keys + (w & 0xffe0)), pair_of(keys + (w >> 16) + (w & 1) * row)); };
+                Steps<1> steps;
+                steps.low[0] = product(where.x);
+                steps.high[0] = product(where.y);
+                return steps;
+            });
+        },
+        [&](int t) {
+            const int block = first + 8 * t + 2 * warp;
+            return make_int2(block < BLOCKS ? block : -1, block + 1 < BLOCKS ? block + 1 : -1);
         });
-        stream.release();
-    }
-    settle(acc);
-#pragma unroll
-    for (int t = 0; t < TILES; t++) {
-        const int block = first + 8 * t + 2 * warp;
-        store(sums, acc[t], block, block + 1, block < BLOCKS, block + 1 < BLOCKS);
-    }
 }
 
 // Keys of one block of 8: all features at once; each warp makes its own, with compile-time places.
@@ -270,54 +397,103 @@ template <int WARP, int ITEM> DEV void make_all(uint2 (&a)[TILES][2], const uint
             else a[t][h] = one;
         }
 }
-template <int ITEM> DEV void all_item(Stream stream, float* sums) {
+template <int ITEM> DEV void all_item(Stream& stream, Output& out) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
-    float acc[TILES][NA];
-    clear(acc);
+    stream_part(
+        stream, out,
+        [&](float (&acc)[TILES][NA], u32 at) {
 #pragma unroll 1
-    for (int tile = 0; tile < stream.tiles; tile++) {
-        const u32 at = stream.acquire();
-#pragma unroll 1
-        for (int slab = 0; slab < 4; slab++) {
-            const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8;
-            uint2 x[8], a[TILES][2];
+            for (int slab = 0; slab < 4; slab++) {
+                const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8;
+                uint2 x[8], a[TILES][2];
 #pragma unroll
-            for (int i = 0; i < 8; i++) x[i] = pair_of(keys + i * 32);
-            const uint2 last = pair_of(keys + (lane >> 2) * 32);
-            if (warp == 0) make_all<0, ITEM>(a, x, last);
-            else if (warp == 1) make_all<1, ITEM>(a, x, last);
-            else if (warp == 2) make_all<2, ITEM>(a, x, last);
-            else make_all<3, ITEM>(a, x, last);
-            const u64 desc = values_descriptor(at, slab);
-            mma_fence();
+                for (int i = 0; i < 8; i++) x[i] = pair_of(keys + i * 32);
+                const uint2 last = pair_of(keys + (lane >> 2) * 32);
+                if (warp == 0) make_all<0, ITEM>(a, x, last);
+                else if (warp == 1) make_all<1, ITEM>(a, x, last);
+                else if (warp == 2) make_all<2, ITEM>(a, x, last);
+                else make_all<3, ITEM>(a, x, last);
+                const u64 desc = values_descriptor(at, slab);
+                mma_fence();
 #pragma unroll
-            for (int t = 0; t < TILES; t++) Mma<NP>::run<1>(acc[t], a[t][0].x, a[t][1].x, a[t][0].y, a[t][1].y, desc);
-            mma_commit();
-            mma_wait<0>();
-        }
-        stream.release();
-    }
-    settle(acc);
-#pragma unroll
-    for (int t = 0; t < TILES; t++) {
-        const int block = ITEM * PAIRS * 4 + 8 * t + 2 * warp;
-        store(sums, acc[t], block, block + 1, block < BLOCKS, block + 1 < BLOCKS);
+                for (int t = 0; t < TILES; t++) Mma<NP>::run<1>(acc[t], a[t][0].x, a[t][1].x, a[t][0].y, a[t][1].y, desc);
+                mma_commit();
+                mma_wait<0>();
+            }
+        },
+        [&](int t) {
+            const int block = ITEM * PAIRS * 4 + 8 * t + 2 * warp;
+            return make_int2(block < BLOCKS ? block : -1, block + 1 < BLOCKS ? block + 1 : -1);
+        });
+}
+
+template <int GROUP> DEV void t_group(int group, Stream& stream, int a, int c, bool mine, Output& out) {
+    if constexpr (GROUP < GROUPS) {
+        if (group == GROUP) t_item<GROUP>(stream, a, c, mine, out);
+        else t_group<GROUP + 1>(group, stream, a, c, mine, out);
     }
 }
 
-template <int GROUP> DEV void t_group(int group, Stream stream, int a, int c, bool mine, float* sums) {
-    if constexpr (GROUP < GROUPS) {
-        if (group == GROUP) t_item<GROUP>(stream, a, c, mine, sums);
-        else t_group<GROUP + 1>(group, stream, a, c, mine, sums);
+// One part of a warpgroup's work.
+DEV void run_item(int item, Stream& stream, Output& out) {
+    const int w = threadIdx.x >> 5 & 3;
+    if constexpr (NB == 1) {
+        if (item == 0) return all_item<0>(stream, out);
+    } else {
+        if (item < T_ITEMS) {
+            if constexpr (NB == 2) {
+                t_group<0>(item, stream, w >> 1, w & 1, true, out);
+            } else {
+                const int c = item / GROUPS % C_GROUPS * 4 + w;
+                t_group<0>(item % GROUPS, stream, item / GROUPS / C_GROUPS, min(c, NB - 1), c < NB, out);
+            }
+            return;
+        }
+        item -= T_ITEMS;
+        if (item < R_ITEMS) {
+            int b = 1, n = item;
+            while (n >= (NB - 1 - b) * r_items_of(b)) n -= (NB - 1 - b) * r_items_of(b), b++;
+            return r_item(stream, b, b + 1 + n / r_items_of(b), n % r_items_of(b) * TILES, out);
+        }
+        item -= R_ITEMS;
+        if (item < REST_ITEMS) return rest_item(stream, REST_BASE + item * TILES * 8, out);
+    }
+    const Part& part = parts[threadIdx.x >> 7];
+    for (int i = part.item; i < part.end; i++)
+        for (int t = out.p.items[i].y; t > 0; t--) {
+            stream.acquire();
+            stream.release();
+        }
+}
+
+// Part n of this block of threads; false where there are no more. Worked out anew each time: registers are scarce.
+DEV bool part_at(const SumChunks& p, int n, Part& part) {
+#if defined(SATA_EMULATOR)
+    const u32 block = blockIdx.x;
+#else
+    u32 block;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+#endif
+    if constexpr (PREFIX) {
+        const int count = p.item_count;
+        const i64 all = (i64)count * p.heads * GRID, begin = all * block / gridDim.x, end = all * (block + 1) / gridDim.x;
+        const int from = (int)(begin / count), to = (int)(end / count), tail = (int)(begin % count), head = (int)(end % count);
+        // The head, whole units, the tail.
+        const int whole = from + (tail > 0), at = whole + n - (head > 0);
+        const bool is_head = at < whole, is_tail = at == to && tail > 0;
+        const int unit = is_head ? to : is_tail ? from : at;
+        part = Part{unit / GRID, unit % GRID, is_tail ? tail : 0, is_head ? head : count, n, is_tail, is_head};
+        return at < to || is_tail;
+    } else {
+        const int item = block / GRID;
+        part = Part{(int)blockIdx.y, (int)(block % GRID), item, item + 1, n, false, false};
+        return n == 0;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __grid_constant__ SumChunks p) {
-    extern __shared__ __align__(128) char shared[];
-    const u32 base = smem(shared), bars = base + STAGES * STAGE_BYTES;
-    const int kv = blockIdx.y, warp = threadIdx.x >> 5;
-    const int2 where = p.items[blockIdx.x / GRID];
-    const Sequence seq = p.sequences[where.x];
+    const u32 base = smem(shared), bars = base + STAGES * STAGE_BYTES + KEPT_BYTES;
+    const int warp = threadIdx.x >> 5;
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(bars + 8 * s, 1);
@@ -326,63 +502,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
         barrier_init_done();
     }
     __syncthreads();
-    const int first = where.y * p.chunk_tokens / KEY_TILE;
-    const int tiles = (min(seq.summed, (where.y + 1) * p.chunk_tokens) + KEY_TILE - 1) / KEY_TILE - first;
 
     if (warp >= WARPGROUPS * 4) {
-        role_copies<WARPGROUPS>();
+        role_copies<WARPGROUPS, 32>();
         if (warp == WARPGROUPS * 4 && (threadIdx.x & 31) == 0) {
-            const char* from = p.tiles + ((i64)kv * p.tile_count + seq.tile + first) * SUM_TILE_BYTES;
             int stage = 0;
             u32 phase = 1;
-            for (int t = 0; t < tiles; t++) {
-                barrier_wait(bars + 8 * (STAGES + stage), phase);
-                barrier_expect(bars + 8 * stage, SUM_TILE_BYTES);
-                copy_bulk(base + stage * STAGE_BYTES, from + (i64)t * SUM_TILE_BYTES, SUM_TILE_BYTES, bars + 8 * stage);
-                if (++stage == STAGES) {
-                    stage = 0;
-                    phase ^= 1;
+            Part part;
+            for (int n = 0; part_at(p, n, part); n++)
+                for (int i = part.item; i < part.end; i++) {
+                    const int4 item = p.items[i];
+                    const char* from = p.tiles + ((i64)part.kv * p.tile_count + item.x) * SUM_TILE_BYTES;
+                    for (int t = 0; t < item.y; t++, from += SUM_TILE_BYTES) {
+                        barrier_wait(bars + 8 * (STAGES + stage), phase);
+                        barrier_expect(bars + 8 * stage, SUM_TILE_BYTES);
+                        copy_bulk(base + stage * STAGE_BYTES, from, SUM_TILE_BYTES, bars + 8 * stage);
+                        if (++stage == STAGES) {
+                            stage = 0;
+                            phase ^= 1;
+                        }
+                    }
                 }
-            }
         }
         return;
     }
     role_multiplies<WARPGROUPS>();
-    Stream stream{base, bars, tiles, 0, 0};
-    float* const sums = p.sums + ((i64)kv * p.chunk_count + seq.chunk + where.y) * (i64)(BLOCKS * 8 * NP);
-    int item = blockIdx.x % GRID * WARPGROUPS + (warp >> 2);
-    if constexpr (NB == 1) {
-
-        if (item == 0) {
-            all_item<0>(stream, sums);
-            return;
-        }
-    } else {
-        if (item < T_ITEMS) {
-            const int w = warp & 3;
-            if constexpr (NB == 2) {
-                t_group<0>(item, stream, w >> 1, w & 1, true, sums);
-            } else {
-                const int c = item / GROUPS % C_GROUPS * 4 + w;
-                t_group<0>(item % GROUPS, stream, item / GROUPS / C_GROUPS, min(c, NB - 1), c < NB, sums);
-            }
-            return;
-        }
-        item -= T_ITEMS;
-        if (item < R_ITEMS) {
-            int b = 1, n = item;
-            while (n >= (NB - 1 - b) * r_items_of(b)) n -= (NB - 1 - b) * r_items_of(b), b++;
-            r_item(stream, b, b + 1 + n / r_items_of(b), n % r_items_of(b) * TILES, sums);
-            return;
-        }
-        item -= R_ITEMS;
-        if (item < REST_ITEMS) {
-            rest_item(stream, REST_BASE + item * TILES * 8, sums);
-            return;
-        }
-    }
-    for (int t = 0; t < tiles; t++) {
-        stream.acquire();
-        stream.release();
+    Stream stream{base, bars, 0, 0};
+#pragma unroll 1
+    for (int n = 0;; n = parts[thread_here() >> 7].number + 1) {
+        const int wg = thread_here() >> 7;
+        Part next;
+        if (!part_at(p, n, next)) break;
+        group_sync(1 + wg, 128);
+        if ((threadIdx.x & 127) == 0) parts[wg] = next;
+        group_sync(1 + wg, 128);
+        Output out{p};
+        run_item(next.slice * WARPGROUPS + wg, stream, out);
     }
 }

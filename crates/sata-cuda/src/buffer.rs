@@ -25,7 +25,7 @@ plain!(f32, f64, bf16, f16, u8, i8, u16, i16, u32, i32, u64, i64);
 // SAFETY: as its elements, which lie side by side.
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
-fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+pub(crate) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
     // SAFETY: plain values have no bytes that are not set.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }

@@ -7,6 +7,7 @@ use crate::generic::{self, Tally};
 use crate::hopper;
 use crate::problem::{Fading, Past, Problem, Stretch};
 use crate::stream;
+use crate::units::Units;
 use crate::{Buffer, Call, Element, Error, Plan, State, SumsType, ViewMut};
 
 /// What a call will have noticed when the device has done it.
@@ -81,7 +82,10 @@ impl Plan {
         let state = call.state.take();
         let sequences = stretches(&call, state.as_deref())?;
         let slopes = match call.slopes {
-            Some(slopes) => Some(Buffer::from_slice(self.device(), slopes)?),
+            Some(slopes) => {
+                let units = self.once("units", || Ok(Units::new(self.device())))?;
+                Some(units.table(slopes)?)
+            }
             None => None,
         };
         let fading = match (self.spec().decay(), &slopes) {

@@ -2,8 +2,10 @@
 //! all fade, open tokens and sinks side by side with new ones; and what is left in the state after.
 //! Shared by the back ends.
 
+use std::sync::Arc;
+
 use crate::problem::{Fading, Past, Problem};
-use crate::units::{MOST_BLOCKS, Units, grid};
+use crate::units::{Units, grid};
 use crate::{Buffer, Error, Launch, Plain, RawView, Unit, unit};
 
 /// `Sequence` of `generic.cuh`: one sequence of a call, whose *window* is its open tokens and then
@@ -72,8 +74,10 @@ struct Decay {
     sequences: u64,
     log: u64,
     g: u64,
+    sums: u64,
     works: i64,
     capacity: i64,
+    pieces: i64,
     sequence_count: i32,
     kv_heads: i32,
 }
@@ -89,10 +93,14 @@ struct Living {
     last: u64,
     sink_live: u64,
     sink_last: u64,
+    ends: u64,
+    sink_ends: u64,
     mask_batch: i64,
     capacity: i64,
     sink_capacity: i64,
     most_sinks: i64,
+    pieces: i64,
+    sink_pieces: i64,
     sequence_count: i32,
     kv_heads: i32,
 }
@@ -170,11 +178,16 @@ struct Reach {
 /// Elements, or tokens, of a block of `gather.cu` and of `reach`.
 const ELEMENTS: usize = 1024;
 const REACH_TOKENS: usize = 256;
+/// Tokens of a block of `decay.cu`.
+const PIECE: usize = 2048;
 /// Tokens of a window at most, which kernels count in 31 bits.
 const MOST_TOKENS: usize = i32::MAX as usize;
 
 fn decay_unit() -> Unit {
-    unit!("decay.cu").size_of::<Decay>("DECAY_BYTES").size_of::<Living>("LIVING_BYTES")
+    unit!("decay.cu")
+        .define("PIECE_TOKENS", PIECE)
+        .size_of::<Decay>("DECAY_BYTES")
+        .size_of::<Living>("LIVING_BYTES")
 }
 
 fn gather_unit(element: &'static str, out: &'static str) -> Unit {
@@ -241,11 +254,11 @@ pub(crate) struct Sinks {
 #[derive(Debug)]
 pub(crate) struct Windows {
     pub host: Vec<Sequence>,
-    pub sequences: Buffer<Sequence>,
+    pub sequences: Arc<Buffer<Sequence>>,
     /// Tokens of all windows.
     pub works: usize,
     /// `[works]`: whether a token is there (not masked, and no sink), and how many tokens of its
-    /// window there are up to the last before the next that is.
+    /// window there are up to the last before the next that is. Empty where that was not asked for.
     pub live: Buffer<u8>,
     pub last: Buffer<i32>,
     /// `[kv_heads][works]`: the logarithm of each token's decay (where a state is kept) and their
@@ -277,9 +290,9 @@ pub(crate) fn address<T: Plain>(buffer: Option<&Buffer<T>>) -> u64 {
     buffer.map_or(0, Buffer::address)
 }
 
-/// One for each, or as many as there may be: kernels go on with the others.
-fn blocks(count: usize) -> usize {
-    count.clamp(1, MOST_BLOCKS)
+/// Pieces of so many tokens of `sequences` sequences: each has as many as it needs, or one more.
+fn pieces(tokens: usize, sequences: usize) -> usize {
+    tokens / PIECE + sequences
 }
 
 impl Windows {
@@ -289,6 +302,28 @@ impl Windows {
         problem: &Problem<'_>,
         host: Vec<Sequence>,
         reach: bool,
+    ) -> Result<Self, Error> {
+        Self::make(units, problem, host, reach, true)
+    }
+
+    /// The same for kernels that know what to do without `live` and `last`, which are empty where
+    /// every token is there.
+    pub(crate) fn lean(
+        units: &Units,
+        problem: &Problem<'_>,
+        host: Vec<Sequence>,
+        reach: bool,
+    ) -> Result<Self, Error> {
+        let all = problem.mask.is_none() && problem.past.is_none() && problem.spec.sinks() == 0;
+        Self::make(units, problem, host, reach, !all)
+    }
+
+    fn make(
+        units: &Units,
+        problem: &Problem<'_>,
+        host: Vec<Sequence>,
+        reach: bool,
+        living: bool,
     ) -> Result<Self, Error> {
         let device = problem.device;
         if let Some(tokens) = host.iter().map(|s| s.tokens as usize).find(|&n| n > MOST_TOKENS) {
@@ -302,10 +337,10 @@ impl Windows {
             wanted.then(|| Buffer::uninit(device, heads * works)).transpose()
         };
         let mut windows = Windows {
-            sequences: Buffer::from_slice(device, &host)?,
+            sequences: units.table(&host)?,
             works,
-            live: Buffer::uninit(device, works)?,
-            last: Buffer::uninit(device, works)?,
+            live: Buffer::uninit(device, if living { works } else { 0 })?,
+            last: Buffer::uninit(device, if living { works } else { 0 })?,
             log: of_tokens(fades && problem.past.is_some())?,
             g: of_tokens(fades)?,
             sinks: None,
@@ -323,7 +358,9 @@ impl Windows {
                 works: sinks,
             });
         }
-        windows.find_live(units, problem)?;
+        if living {
+            windows.find_live(units, problem)?;
+        }
         windows.find_g(units, problem)?;
         windows.gather_sinks(units, problem)?;
         if reach {
@@ -337,7 +374,19 @@ impl Windows {
         self.host.iter().any(|s| s.open > 0)
     }
 
+    /// Addresses of `live` and `last`, 0 where they are empty.
+    pub(crate) fn living(&self) -> [u64; 2] {
+        if self.live.is_empty() { [0; 2] } else { [self.live.address(), self.last.address()] }
+    }
+
     fn find_live(&self, units: &Units, problem: &Problem<'_>) -> Result<(), Error> {
+        if self.host.is_empty() {
+            return Ok(());
+        }
+        let pieces_of = |tokens| pieces(tokens, self.host.len());
+        let most = [pieces_of(self.works), self.sinks.as_ref().map_or(0, |s| pieces_of(s.works))];
+        let ends = Buffer::<i32>::uninit(problem.device, most[0])?;
+        let sink_ends = Buffer::<i32>::uninit(problem.device, most[1])?;
         let past = problem.past.as_ref();
         let sinks = self.sinks.as_ref();
         let (mask, mask_batch) = problem.mask.unwrap_or((0, 0));
@@ -350,25 +399,37 @@ impl Windows {
             last: self.last.address(),
             sink_live: address(sinks.map(|sinks| &sinks.live)),
             sink_last: address(sinks.map(|sinks| &sinks.last)),
+            ends: ends.address(),
+            sink_ends: sink_ends.address(),
             mask_batch: mask_batch as i64,
             capacity: past.map_or(1, |past| past.capacity.max(1)) as i64,
             sink_capacity: past.map_or(1, |past| past.sinks) as i64,
             most_sinks: problem.spec.sinks() as i64,
+            pieces: most[0] as i64,
+            sink_pieces: most[1] as i64,
             sequence_count: self.host.len() as i32,
             kv_heads: problem.kv_heads as i32,
         };
-        let kernel = units.kernel("living", &decay_unit())?;
-        let grid = grid([blocks(self.host.len()), 1 + usize::from(sinks.is_some()), 1])?;
-        let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
-        // SAFETY: `Living` is the kernel's own (its size is checked); arrays have `works` elements,
-        // the state's and the mask's sizes are those of the checked call.
-        unsafe { kernel.launch_on(problem.device, launch, &p) }
+        let blocks = [most[0].max(most[1]), 1 + usize::from(sinks.is_some()), 1];
+        let launch = Launch { grid: grid(blocks)?, block: [256, 1, 1], shared: 0 };
+        for name in ["living_ends", "living"] {
+            let kernel = units.kernel(name, &decay_unit())?;
+            // SAFETY: `Living` is the kernels' own (its size is checked); arrays have `works` elements,
+            // or one a piece, the state's and the mask's sizes are those of the checked call.
+            unsafe { kernel.launch_on(problem.device, launch, &p) }?;
+        }
+        Ok(())
     }
 
     fn find_g(&self, units: &Units, problem: &Problem<'_>) -> Result<(), Error> {
         let Some(g) = &self.g else {
             return Ok(());
         };
+        if self.host.is_empty() {
+            return Ok(());
+        }
+        let pieces = pieces(self.works, self.host.len());
+        let sums = Buffer::<f64>::uninit(problem.device, problem.kv_heads * pieces)?;
         let past = problem.past.as_ref();
         let (slopes, gates) = match problem.fading {
             Fading::Slopes(slopes) => (slopes, RawView::NONE),
@@ -382,17 +443,22 @@ impl Windows {
             sequences: self.sequences.address(),
             log: address(self.log.as_ref()),
             g: g.address(),
+            sums: sums.address(),
             works: self.works as i64,
             capacity: past.map_or(1, |past| past.capacity.max(1)) as i64,
+            pieces: pieces as i64,
             sequence_count: self.host.len() as i32,
             kv_heads: problem.kv_heads as i32,
         };
-        let kernel = units.kernel("running", &decay_unit())?;
-        let grid = grid([blocks(self.host.len()), problem.kv_heads, 1])?;
+        let grid = grid([pieces, problem.kv_heads, 1])?;
         let launch = Launch { grid, block: [256, 1, 1], shared: 0 };
-        // SAFETY: `Decay` is the kernel's own; g and log have `works` elements per head, gates and
-        // slopes are the checked call's.
-        unsafe { kernel.launch_on(problem.device, launch, &p) }
+        for name in ["running_sums", "running"] {
+            let kernel = units.kernel(name, &decay_unit())?;
+            // SAFETY: `Decay` is the kernels' own; g and log have `works` elements per head, sums one
+            // a piece, gates and slopes are the checked call's.
+            unsafe { kernel.launch_on(problem.device, launch, &p) }?;
+        }
+        Ok(())
     }
 
     fn gather_sinks(&self, units: &Units, problem: &Problem<'_>) -> Result<(), Error> {

@@ -168,6 +168,25 @@ fn any_split_with_a_state_is_one_call() {
     }
 }
 
+/// As many heads as make the summing kernel go through each from its beginning, and more.
+#[test]
+fn many_heads_and_chunks() {
+    let Some(device) = hopper() else { return };
+    let mut rng = rng();
+    for (d, terms, kv_heads) in [(8, 4, 100), (16, 4, 100), (32, 4, 11), (32, 3, 40), (64, 3, 13)] {
+        for (decay, near) in [
+            (Decay::None, Near::None),
+            (Decay::Gates, Near::Blocks(1)),
+            (Decay::Slopes, Near::None),
+        ] {
+            let s = Sizes { batch: 2, kv_heads, ..Sizes::self_attention(450, d, d) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+            let fade = Fade::new(&mut rng, decay, s);
+            check(&device, Spec::new(d, d).terms(terms).near(near), &inputs, &fade, true, 64);
+        }
+    }
+}
+
 #[test]
 fn large_logits_near_do_not_overflow() {
     let Some(device) = hopper() else { return };
@@ -193,8 +212,11 @@ fn calls_compile_for_hopper_without_spills() {
     let device = target.device();
     let mut rng = rng();
     for d in [8, 16, 32, 64] {
-        for decay in [Decay::None, Decay::Gates] {
-            let inputs = Inputs::<bf16>::new(&mut rng, sizes(1000, d));
+        // Few heads, whose chunks are summed apart, and enough to go through each from its beginning.
+        for (decay, kv_heads) in
+            [(Decay::None, 1), (Decay::None, 1024 / d), (Decay::Gates, 1024 / d)]
+        {
+            let inputs = Inputs::<bf16>::new(&mut rng, Sizes { kv_heads, ..sizes(1000, d) });
             let fade = Fade::new(&mut rng, decay, inputs.sizes);
             let spec = Spec::new(d, d).terms(4).near(Near::Blocks(1)).decay(decay).build().unwrap();
             let plan = Plan::new(&device, &spec).unwrap().with_form(Form::State).with_chunk(64);
@@ -203,8 +225,13 @@ fn calls_compile_for_hopper_without_spills() {
     }
     let compiled = target.compiled();
     let of = |file: &str| compiled.iter().filter(|c| c.unit.file() == file).count();
-    for file in ["hopper_prepare.cu", "hopper_sums.cu", "hopper_scan.cu", "hopper_read.cu"] {
-        assert_eq!(of(file), 8, "{file}");
+    for (file, count) in [
+        ("hopper_prepare.cu", 8),
+        ("hopper_sums.cu", 12),
+        ("hopper_scan.cu", 3),
+        ("hopper_read.cu", 8),
+    ] {
+        assert_eq!(of(file), count, "{file}");
     }
     for compilation in compiled.iter().filter(|compilation| compilation.unit.is_hot()) {
         for kernel in &compilation.kernels {

@@ -9,9 +9,12 @@
 //! Sums are f32; features and what queries read are bf16, as inputs and outputs are.
 
 mod params;
+pub(crate) mod prefix;
 mod program;
 mod schedule;
 mod units;
+
+use std::sync::Arc;
 
 use sata::Form;
 
@@ -99,7 +102,7 @@ pub(crate) fn run(
     if plain {
         (windows, gathered) = (None, None);
     } else {
-        let made = Windows::new(&units, problem, host.clone(), problem.past.is_some())?;
+        let made = Windows::lean(&units, problem, host.clone(), problem.past.is_some())?;
         gathered = match made.has_open() {
             true => Some(made.gather::<half::bf16>(&units, problem, problem.element)?),
             false => None,
@@ -113,7 +116,6 @@ pub(crate) fn run(
         Some(gathered) => gathered.views(works, [spec.d_key(), spec.d_value()]),
         None => [problem.k, problem.v],
     };
-    let device = problem.device;
     let work = Work {
         problem,
         units: &units,
@@ -122,10 +124,10 @@ pub(crate) fn run(
         windows: windows.as_ref(),
         k,
         v,
-        sequences: Buffer::from_slice(device, &schedule.sequences)?,
-        tile_items: Buffer::from_slice(device, &schedule.tile_items)?,
-        chunk_items: Buffer::from_slice(device, &schedule.chunk_items)?,
-        row_items: Buffer::from_slice(device, &schedule.row_items)?,
+        sequences: units.table(&schedule.sequences)?,
+        tile_items: units.table(&schedule.tile_items)?,
+        chunk_items: units.table(&schedule.chunk_items)?,
+        row_items: units.table(&schedule.row_items)?,
         most_queries: host.iter().map(|s| s.queries).max().unwrap_or(0),
         schedule: &schedule,
     };
@@ -179,10 +181,10 @@ struct Work<'w> {
     windows: Option<&'w Windows>,
     k: RawView,
     v: RawView,
-    sequences: Buffer<params::Sequence>,
-    tile_items: Buffer<params::Item>,
-    chunk_items: Buffer<params::Item>,
-    row_items: Buffer<params::Item>,
+    sequences: Arc<Buffer<params::Sequence>>,
+    tile_items: Arc<Buffer<params::Item>>,
+    chunk_items: Arc<Buffer<params::Chunk>>,
+    row_items: Arc<Buffer<params::Item>>,
     most_queries: i64,
 }
 
@@ -200,7 +202,8 @@ impl Work<'_> {
         let bytes = if sums { count * schedule.tiles * shape.sum_tile_bytes() } else { 0 };
         let sum_tiles = Buffer::<u8>::uninit(device, bytes)?;
         let places = |wanted: bool| if wanted { chunk_places * elements } else { 0 };
-        let chunk_sums = Buffer::<f32>::uninit(device, places(sums))?;
+        let prefix = schedule.summing.prefix;
+        let chunk_sums = Buffer::<f32>::uninit(device, places(sums && !prefix))?;
         let far = Buffer::<u16>::uninit(device, places(sums || initial))?;
         let total = match past {
             Some(_) => {
@@ -218,9 +221,9 @@ impl Work<'_> {
         self.prepare(&heads, references.as_ref(), &tiles, &sum_tiles)?;
         let state = StateSums::of(past);
         if sums {
-            self.sum(count, &sum_tiles, &chunk_sums)?;
+            self.sum(count, &sum_tiles, &chunk_sums, &far, references.as_ref())?;
         }
-        if sums || initial {
+        if (sums && !prefix) || initial {
             let p = Scan {
                 sums: chunk_sums.address(),
                 far: far.address(),
@@ -278,7 +281,7 @@ impl Work<'_> {
         let windows = self.windows;
         let p = References {
             g: windows.map_or(0, |windows| address(windows.g.as_ref())),
-            last: windows.map_or(0, |windows| windows.last.address()),
+            last: windows.map_or(0, |windows| windows.living()[1]),
             marks: marks(self.problem.past.as_ref()),
             references: references.address(),
             sequences: self.sequences.address(),
@@ -312,7 +315,7 @@ impl Work<'_> {
             k: self.k,
             v: self.v,
             g: windows.map_or(0, |windows| address(windows.g.as_ref())),
-            live: windows.map_or(0, |windows| windows.live.address()),
+            live: windows.map_or(0, |windows| windows.living()[0]),
             sink_keys: address(sinks.map(|sinks| &sinks.keys)),
             sink_values: address(sinks.map(|sinks| &sinks.values)),
             sink_live: address(sinks.map(|sinks| &sinks.live)),
@@ -338,23 +341,43 @@ impl Work<'_> {
         }
     }
 
-    fn sum(&self, heads: usize, tiles: &Buffer<u8>, sums: &Buffer<f32>) -> Result<(), Error> {
-        let shape = &self.shape;
+    fn sum(
+        &self,
+        heads: usize,
+        tiles: &Buffer<u8>,
+        sums: &Buffer<f32>,
+        far: &Buffer<u16>,
+        references: Option<&Buffer<f64>>,
+    ) -> Result<(), Error> {
+        let (device, summing) = (self.problem.device, &self.schedule.summing);
+        let items = self.chunk_items.len();
+        let most = device.properties().multiprocessors as usize;
+        let grid = match summing.prefix {
+            true => [most.min(heads * summing.blocks), 1, 1],
+            false => [items * summing.blocks, heads, 1],
+        };
+        let parts = if summing.prefix { grid[0] } else { 0 };
+        let left = Buffer::<u8>::uninit(device, parts * summing.kept)?;
+        let ready = Buffer::<u32>::zeroed(device, parts * summing.flags())?;
         let p = Sums {
             tiles: tiles.address(),
             sums: sums.address(),
-            sequences: self.sequences.address(),
+            far: far.address(),
+            coefficients: self.tables.coefficients.address(),
+            references: address(references),
+            left: left.address(),
+            ready: ready.address(),
             items: self.chunk_items.address(),
+            item_count: items as i32,
+            heads: heads as i32,
             tile_count: self.schedule.tiles as i32,
             chunk_count: self.schedule.chunks as i32,
-            chunk_tokens: self.schedule.chunk_tokens as i32,
-            unused: 0,
         };
-        let kernel = self.units.kernel("hopper_sums", &shape.sums())?;
-        let grid = [self.chunk_items.len() * shape.sum_blocks(), heads, 1];
-        let launch = launch(grid, shape.sum_threads(), shape.sum_shared());
-        // SAFETY: `SumChunks` of the source; records and sums have places for each chunk and head.
-        unsafe { kernel.launch_on(self.problem.device, launch, &p) }
+        let kernel = self.units.kernel("hopper_sums", &summing.unit())?;
+        let launch = launch(grid, summing.threads(), summing.shared);
+        // SAFETY: `SumChunks` of the source; records, sums and far have places for each chunk and
+        // head, the rest for each block of the launch.
+        unsafe { kernel.launch_on(device, launch, &p) }
     }
 
     fn read(

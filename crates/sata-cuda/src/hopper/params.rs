@@ -40,6 +40,19 @@ pub(super) struct Item {
 // SAFETY: numbers of one size.
 unsafe impl Plain for Item {}
 
+/// A chunk: its first tile record, how many tiles, its place, its number in its sequence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(16))]
+pub(super) struct Chunk {
+    pub tile: i32,
+    pub tiles: i32,
+    pub place: i32,
+    pub number: i32,
+}
+
+// SAFETY: four numbers of one size.
+unsafe impl Plain for Chunk {}
+
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Prepare {
@@ -86,12 +99,16 @@ pub(super) struct References {
 pub(super) struct Sums {
     pub tiles: u64,
     pub sums: u64,
-    pub sequences: u64,
+    pub far: u64,
+    pub coefficients: u64,
+    pub references: u64,
+    pub left: u64,
+    pub ready: u64,
     pub items: u64,
+    pub item_count: i32,
+    pub heads: i32,
     pub tile_count: i32,
     pub chunk_count: i32,
-    pub chunk_tokens: i32,
-    pub unused: i32,
 }
 
 #[derive(Clone, Copy)]

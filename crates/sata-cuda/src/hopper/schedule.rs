@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use sata::{Form, Near};
 
-use super::params::{Item, Sequence};
-use super::units::{KEY_TILE, Shape};
+use super::params::{Chunk, Item, Sequence};
+use super::units::{KEY_TILE, Shape, Summing};
 use crate::generic::Wish;
 use crate::problem::Problem;
 use crate::window;
@@ -29,19 +29,21 @@ pub(super) struct Schedule {
     pub tiles: usize,
     pub chunks: usize,
     pub tile_items: Vec<Item>,
-    pub chunk_items: Vec<Item>,
+    pub chunk_items: Vec<Chunk>,
     /// Blocks of queries, those with the most keys first.
     pub row_items: Vec<Item>,
+    /// How sums are made.
+    pub summing: Summing,
     /// Heads that are worked on at once.
     pub batches: Vec<Range<usize>>,
 }
 
 /// Tokens of a chunk for windows of up to `longest` tokens: as many as make sums and direct weighing
 /// cost the least together; more than there are where sums do not pay.
-fn chunk(shape: &Shape, group: usize, longest: usize, wish: Wish) -> usize {
+fn chunk(shape: &Shape, group: usize, longest: usize, wish: Wish, prefix: bool) -> usize {
     let elements = shape.sizes.elements() as f64;
-    // Written, read, written as bf16, read again.
-    let touch = elements * 12.0 / BYTES;
+    // Written, read, written as bf16, read again; or only the last two.
+    let touch = elements * if prefix { 4.0 } else { 12.0 } / BYTES;
     let pair = PAIR * group as f64;
     let best = (2.0 * touch / pair).sqrt();
     let sums = 2.0 * elements * (1.0 + group as f64) / FLOPS + touch / best + pair * best / 2.0;
@@ -66,8 +68,11 @@ impl Schedule {
         gathered: bool,
     ) -> Self {
         let longest = windows.iter().map(|w| w.tokens as usize).max().unwrap_or(0);
-        let chunk_tokens = chunk(shape, problem.group, longest, wish);
         let keep = problem.past.is_some();
+        let multiprocessors = problem.device.properties().multiprocessors as usize;
+        let prefix = shape.prefix_sums(problem.kv_heads, multiprocessors).filter(|_| !keep);
+        let summing = prefix.unwrap_or_else(|| shape.chunk_sums());
+        let chunk_tokens = chunk(shape, problem.group, longest, wish, summing.prefix);
         let mut all = Schedule {
             sequences: vec![],
             chunk_tokens,
@@ -76,6 +81,7 @@ impl Schedule {
             tile_items: vec![],
             chunk_items: vec![],
             row_items: vec![],
+            summing,
             batches: vec![],
         };
         for (i, w) in windows.iter().enumerate() {
@@ -84,12 +90,19 @@ impl Schedule {
         // Long blocks of work first, so that the last to end are short.
         all.row_items.sort_by_key(|item| std::cmp::Reverse(item.place));
         let one = all.tiles * (shape.tile_bytes() + shape.sum_tile_bytes())
-            + all.chunks * shape.sizes.elements() * 6
+            + all.chunks * shape.sizes.elements() * if summing.prefix { 2 } else { 6 }
             + windows.len() * shape.sizes.elements() * 4;
         let most = wish.work_bytes.unwrap_or(WORK_BYTES);
         let at_once = (most / one.max(1)).clamp(1, problem.kv_heads);
         let heads = problem.kv_heads;
+        // Batches of one size, or nearly.
+        let at_once = heads.div_ceil(heads.div_ceil(at_once).max(1)).max(1);
         all.batches = (0..heads).step_by(at_once).map(|h| h..(h + at_once).min(heads)).collect();
+        if let Some(fewest) = all.batches.iter().map(ExactSizeIterator::len).min()
+            && summing.prefix
+        {
+            all.summing = shape.prefix_sums(fewest, multiprocessors).unwrap_or(summing);
+        }
         all
     }
 
@@ -143,7 +156,14 @@ impl Schedule {
         self.tile_items.extend((0..tiles).map(item));
         self.tile_items
             .extend((0..sink_tiles).map(|t| Item { sequence: index, place: -1 - t as i32 }));
-        self.chunk_items.extend((0..chunks).map(item));
+        let (per, first_tile) = (self.chunk_tokens / KEY_TILE, self.tiles);
+        let (last_tile, first_place) = (summed.div_ceil(KEY_TILE), self.chunks);
+        self.chunk_items.extend((0..chunks).map(|c| Chunk {
+            tile: (first_tile + c * per) as i32,
+            tiles: (last_tile - c * per).min(per) as i32,
+            place: (first_place + c) as i32,
+            number: c as i32,
+        }));
         let (first, end) = if problem.causal {
             (w.open as usize / shape.queries() * shape.queries(), tokens)
         } else {

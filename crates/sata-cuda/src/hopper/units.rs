@@ -22,6 +22,54 @@ pub(super) struct Shape {
 /// Row tiles of a warpgroup of the reading kernel.
 const ROW_TILES: usize = 2;
 const SUM_STAGES: usize = 6;
+/// Bytes of shared memory that a block of the summing kernel may have, a little left for its tables.
+const MOST_SHARED: usize = (227 << 10) - 1024;
+
+/// One way of summing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Summing {
+    shape: Shape,
+    /// Warpgroups that multiply, tiles of 64 features of each, and how many of those it multiplies
+    /// at once: as many as registers hold without spilling.
+    warpgroups: usize,
+    tiles: usize,
+    group: usize,
+    /// Whether what precedes each chunk is kept and written, or each chunk's own sums.
+    pub prefix: bool,
+    stages: usize,
+    /// Blocks of threads, each with a slice of the features, for all of them.
+    pub blocks: usize,
+    /// Bytes of what a block keeps, and of all its shared memory.
+    pub kept: usize,
+    pub shared: usize,
+}
+
+impl Summing {
+    /// Threads of a block.
+    pub(super) fn threads(&self) -> usize {
+        self.warpgroups * 128 + 128
+    }
+
+    /// Flags of a block.
+    pub(super) fn flags(&self) -> usize {
+        self.warpgroups
+    }
+
+    pub(super) fn unit(&self) -> Unit {
+        self.shape
+            .unit(unit!("hopper_sums.cu"))
+            .define("PREFIX", u8::from(self.prefix))
+            .define("WARPGROUPS", self.warpgroups)
+            .define("STAGES", self.stages)
+            .define("SUM_TILES", self.tiles)
+            .define("SUM_GROUP", self.group)
+            .define("CHUNK_BLOCKS", self.blocks)
+            .define("SUMS_SHARED", self.shared)
+            .size_of::<Sums>("SUMS_BYTES")
+            .hot()
+            .matrix()
+    }
+}
 
 impl Shape {
     /// Bytes of a tile of keys and values.
@@ -69,31 +117,49 @@ impl Shape {
         self.read_stages() * (stage + 16) + self.queries() * row + near * 64
     }
 
-    /// Warpgroups of the summing kernel, tiles of 64 features of each, and how many of those it
-    /// multiplies at once: as many as registers hold without spilling.
-    fn sum_tiles(&self) -> [usize; 3] {
-        match (self.sizes.d_key, self.sizes.columns()) {
+    /// The summing kernel for chunks that are summed apart.
+    pub(super) fn chunk_sums(&self) -> Summing {
+        let [warpgroups, tiles, group] = match (self.sizes.d_key, self.sizes.columns()) {
             (8, _) => [1, 6, 3],
             (_, 0..=24) => [3, 9, 1],
             (_, 25..=40) => [3, 3, 3],
             _ => [3, 3, 1],
+        };
+        self.summing(warpgroups, tiles, group, false)
+    }
+
+    /// The summing kernel that keeps what precedes each chunk, for so many heads on so many
+    /// multiprocessors: the largest tiles of which there are enough. `None` where there are not.
+    pub(super) fn prefix_sums(&self, heads: usize, multiprocessors: usize) -> Option<Summing> {
+        let of =
+            |[warpgroups, tiles, group]: [usize; 3]| self.summing(warpgroups, tiles, group, true);
+        let all: &[[usize; 3]] = match (self.sizes.d_key, self.sizes.columns()) {
+            (8, _) => &[[1, 6, 3]],
+            (_, 0..=24) => &[[3, 9, 1], [3, 3, 3], [3, 1, 1]],
+            (_, 25..=40) => &[[3, 3, 3], [3, 1, 1]],
+            _ => &[[3, 3, 1], [3, 1, 1]],
+        };
+        let units = |summing: &Summing| heads * summing.blocks;
+        let full = all.iter().map(|&each| of(each)).find(|s| units(s) >= multiprocessors);
+        let last = all.last().map(|&each| of(each));
+        full.or(last.filter(|s| 4 * units(s) >= 3 * multiprocessors))
+    }
+
+    fn summing(&self, warpgroups: usize, tiles: usize, group: usize, prefix: bool) -> Summing {
+        let stage = self.sum_tile_bytes().next_multiple_of(128) + 16;
+        let kept = if prefix { warpgroups * tiles * self.sizes.columns() * 256 } else { 0 };
+        let stages = SUM_STAGES.min((MOST_SHARED - kept) / stage);
+        Summing {
+            shape: *self,
+            warpgroups,
+            tiles,
+            group,
+            prefix,
+            stages,
+            blocks: self.sizes.sum_items(tiles).div_ceil(warpgroups),
+            kept,
+            shared: stages * stage + kept,
         }
-    }
-
-    /// Blocks of threads of the summing kernel for one chunk.
-    pub(super) fn sum_blocks(&self) -> usize {
-        let [warpgroups, tiles, _] = self.sum_tiles();
-        self.sizes.sum_items(tiles).div_ceil(warpgroups)
-    }
-
-    /// Threads of a block of the summing kernel.
-    pub(super) fn sum_threads(&self) -> usize {
-        self.sum_tiles()[0] * 128 + 128
-    }
-
-    /// Bytes of shared memory of the summing kernel.
-    pub(super) fn sum_shared(&self) -> usize {
-        SUM_STAGES * (self.sum_tile_bytes().next_multiple_of(128) + 16)
     }
 
     fn unit(&self, unit: Unit) -> Unit {
@@ -113,20 +179,6 @@ impl Shape {
         self.unit(unit!("hopper_prepare.cu"))
             .size_of::<Prepare>("PREPARE_BYTES")
             .size_of::<References>("REFERENCES_BYTES")
-    }
-
-    pub(super) fn sums(&self) -> Unit {
-        let [warpgroups, tiles, group] = self.sum_tiles();
-        self.unit(unit!("hopper_sums.cu"))
-            .define("WARPGROUPS", warpgroups)
-            .define("STAGES", SUM_STAGES)
-            .define("SUM_TILES", tiles)
-            .define("SUM_GROUP", group)
-            .define("CHUNK_BLOCKS", self.sum_blocks())
-            .define("SUMS_SHARED", self.sum_shared())
-            .size_of::<Sums>("SUMS_BYTES")
-            .hot()
-            .matrix()
     }
 
     pub(super) fn scan(&self) -> Unit {

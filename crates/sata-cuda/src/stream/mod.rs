@@ -12,13 +12,15 @@ mod program;
 mod schedule;
 mod units;
 
+use std::sync::Arc;
+
 use sata::{Form, Near};
 
 use crate::generic::{Tally, Wish};
 use crate::problem::Problem;
 use crate::units::Units;
 use crate::window::{Windows, address, sequences};
-use crate::{Buffer, Device, Error, Launch, Plan, RawView};
+use crate::{Buffer, Device, Error, Kernel, Launch, Plan, RawView};
 use params::{Chains, Stream};
 use program::{Program, multiplicities};
 use schedule::Schedule;
@@ -99,10 +101,13 @@ struct Tables {
 struct Part {
     shape: Shape,
     coefficients: Buffer<f32>,
+    sums: Kernel,
+    scan: Kernel,
+    read: Kernel,
 }
 
 impl Tables {
-    fn new(plan: &Plan, problem: &Problem<'_>) -> Result<Self, Error> {
+    fn new(plan: &Plan, units: &Units, problem: &Problem<'_>) -> Result<Self, Error> {
         let spec = plan.spec();
         let coefficients = spec.coefficients().unwrap_or_default();
         let factor = |(p, a): (usize, &f64)| a * spec.scale().powi(p as i32);
@@ -110,7 +115,13 @@ impl Tables {
         let mut left = multiplicities(&*plan.basis()?);
         let part = |shape: Shape| {
             let table = shape.program.coefficients(&mut left, &factors);
-            Ok(Part { coefficients: Buffer::from_slice(plan.device(), &table)?, shape })
+            Ok(Part {
+                coefficients: Buffer::from_slice(plan.device(), &table)?,
+                sums: units.kernel("stream_sums", &shape.sums())?,
+                scan: units.kernel("stream_scan", &shape.sums())?,
+                read: units.kernel("stream_read", &shape.read())?,
+                shape,
+            })
         };
         let parts = shape(problem).parts().into_iter().map(part).collect::<Result<_, Error>>()?;
         let mut a = [0.0; 8];
@@ -130,10 +141,10 @@ pub(crate) fn run(
 ) -> Result<(), Error> {
     let (device, spec) = (problem.device, problem.spec);
     let units = plan.once("units", || Ok(Units::new(plan.device())))?;
-    let tables = plan.once("stream", || Tables::new(plan, problem))?;
+    let tables = plan.once("stream", || Tables::new(plan, &units, problem))?;
     let host = sequences(problem);
     let shape = &tables.parts[0].shape;
-    let registers = units.kernel("stream_read", &shape.read())?.properties().registers;
+    let registers = tables.parts[0].read.properties().registers;
     let gpu = device.properties();
     let residents = shape.residents(registers, gpu.shared_per_block as usize);
     let residents = residents * gpu.multiprocessors as usize;
@@ -143,17 +154,16 @@ pub(crate) fn run(
     }
     let rows: usize = host.iter().map(|s| s.queries as usize).sum();
     let windows = match problem.fades() {
-        true => Some(Windows::new(&units, problem, host, false)?),
+        true => Some(Windows::lean(&units, problem, host, false)?),
         false => None,
     };
     let work = Work {
-        units: &units,
         schedule: &schedule,
-        sequences: Buffer::from_slice(device, &schedule.sequences)?,
-        segments: Buffer::from_slice(device, &schedule.segments)?,
-        summed: Buffer::from_slice(device, &schedule.summed)?,
-        chains: Buffer::from_slice(device, &schedule.chains)?,
-        ends: Buffer::from_slice(device, &schedule.ends)?,
+        sequences: units.table(&schedule.sequences)?,
+        segments: units.table(&schedule.segments)?,
+        summed: units.table(&schedule.summed)?,
+        chains: units.table(&schedule.chains)?,
+        ends: units.table(&schedule.ends)?,
     };
     let p = Stream {
         q: problem.q,
@@ -203,13 +213,12 @@ pub(crate) fn run(
 
 /// What the launches of one call share.
 struct Work<'w> {
-    units: &'w Units,
     schedule: &'w Schedule,
-    sequences: Buffer<params::Sequence>,
-    segments: Buffer<params::Segment>,
-    summed: Buffer<params::Segment>,
-    chains: Buffer<params::Chain>,
-    ends: Buffer<i32>,
+    sequences: Arc<Buffer<params::Sequence>>,
+    segments: Arc<Buffer<params::Segment>>,
+    summed: Arc<Buffer<params::Segment>>,
+    chains: Arc<Buffer<params::Chain>>,
+    ends: Arc<Buffer<i32>>,
 }
 
 impl Work<'_> {
@@ -229,10 +238,9 @@ impl Work<'_> {
             self::launch([blocks, 1, 1], shape.threads(), shape.shared())
         };
         if !self.summed.is_empty() {
-            let kernel = self.units.kernel("stream_sums", &shape.sums())?;
             // SAFETY: `Stream` is the kernel's own (its size is checked); sums have a place for each
             // slot and head; keys, values and what is known of tokens are the checked call's.
-            unsafe { kernel.launch_on(device, launch(&self.summed), &over(&self.summed)) }?;
+            unsafe { part.sums.launch_on(device, launch(&self.summed), &over(&self.summed)) }?;
             let scan = Chains {
                 sums: p.sums,
                 g: p.g,
@@ -244,14 +252,12 @@ impl Work<'_> {
                 heads: p.heads,
             };
             let grid = [shape.elements().div_ceil(SCAN_THREADS), heads, schedule.chains.len()];
-            let kernel = self.units.kernel("stream_scan", &shape.sums())?;
             // SAFETY: as above, with `Chains`.
-            unsafe { kernel.launch_on(device, self::launch(grid, SCAN_THREADS, 0), &scan) }?;
+            unsafe { part.scan.launch_on(device, self::launch(grid, SCAN_THREADS, 0), &scan) }?;
         }
-        let kernel = self.units.kernel("stream_read", &shape.read())?;
         // SAFETY: as above; q and y are the checked call's, and between launches there is a place
         // for each row of the heads.
-        unsafe { kernel.launch_on(device, launch(&self.segments), &over(&self.segments)) }
+        unsafe { part.read.launch_on(device, launch(&self.segments), &over(&self.segments)) }
     }
 }
 
