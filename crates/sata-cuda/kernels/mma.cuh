@@ -128,10 +128,11 @@ DEVICE void store_matrices(void* row, const u32 (&r)[MATRICES]) {
         asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(at), "r"(r[0]), "r"(r[1]) : "memory");
 #else
     const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    const u32 own = shared_address(row);
 #pragma unroll
     for (int m = 0; m < MATRICES; m++) {
-        u32* to = reinterpret_cast<u32*>(__shfl_sync(ALL_LANES, reinterpret_cast<u64>(row), 8 * m + g));
-        to[t] = r[m];
+        const u32 at = __shfl_sync(ALL_LANES, own, 8 * m + g) + 4 * t;
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(r[m]) : "memory");
     }
 #endif
 }

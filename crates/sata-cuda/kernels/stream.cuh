@@ -234,19 +234,20 @@ DEVICE void transpose_keys(const Place& at, int stage) {
     }
 }
 
-// Fragments of values of 16 tokens: [column tile][half of the tokens].
-DEVICE void load_values(u32 (&b)[NT][2], const u8* rows, int lane) {
+// Fragments of the first N tiles of columns of 16 tokens, or features: [column tile][half of the tokens].
+template <int N>
+DEVICE void load_values(u32 (&b)[N][2], const u8* rows, int lane) {
     const u8* from = rows + (lane % 16) * COLUMN_STRIDE + lane / 16 * 16;
 #pragma unroll
-    for (int n = 0; n + 1 < NT; n += 2) {
+    for (int n = 0; n + 1 < N; n += 2) {
         u32 r[4];
         load_matrices<4, true>(r, from + 16 * n);
         b[n][0] = r[0], b[n][1] = r[1], b[n + 1][0] = r[2], b[n + 1][1] = r[3];
     }
-    if constexpr (NT % 2) {
+    if constexpr (N % 2) {
         u32 r[2];
-        load_matrices<2, true>(r, rows + (lane % 16) * COLUMN_STRIDE + 16 * (NT - 1));
-        b[NT - 1][0] = r[0], b[NT - 1][1] = r[1];
+        load_matrices<2, true>(r, rows + (lane % 16) * COLUMN_STRIDE + 16 * (N - 1));
+        b[N - 1][0] = r[0], b[N - 1][1] = r[1];
     }
 }
 
@@ -265,7 +266,13 @@ DEVICE void fall_of_keys(const Place& at, int stage, int first, int to) {
     }
 }
 
-using Sums = f32[OWN][NT][4];
+// What a warp has of the sums: of values, by tiles of features and of columns; and of ones, where each tile of features has a
+// column of its own, since a tile of columns for each would be empty but for one.
+constexpr int NV = NT - 1;
+struct Sums {
+    f32 v[OWN][NV][4];
+    f32 z[(OWN + 7) / 8][4];
+};
 
 // Adds features times values of the tiles of a piece that come before the next frontier.
 DEVICE void absorb(const Place& at, Sums& sums, int stage, int tiles) {
@@ -275,7 +282,7 @@ DEVICE void absorb(const Place& at, Sums& sums, int stage, int tiles) {
         constexpr Program P;
 #pragma unroll 1
         for (int tile = 0; tile < tiles; tile++) {
-            u32 x[2][D], b[NT][2];
+            u32 x[2][D], b[NV][2], w[2] = {BF16_ONES, BF16_ONES};
             const u8* keys = at.shared + TRANSPOSED + tile * D * 64 + g * 32 + t * 8;
 #pragma unroll
             for (int i = 0; i < D; i++) {
@@ -285,66 +292,81 @@ DEVICE void absorb(const Place& at, Sums& sums, int stage, int tiles) {
             load_values(b, at.values(stage) + tile * 16 * COLUMN_STRIDE, lane);
             if constexpr (HAS_G) {
                 const u8* weights = reinterpret_cast<const u8*>(at.weights()) + tile * 32 + t * 4;
-                const u32 w0 = *reinterpret_cast<const u32*>(weights), w1 = *reinterpret_cast<const u32*>(weights + 16);
+                w[0] = *reinterpret_cast<const u32*>(weights), w[1] = *reinterpret_cast<const u32*>(weights + 16);
 #pragma unroll
-                for (int n = 0; n < NT; n++) b[n][0] = mul2(b[n][0], w0), b[n][1] = mul2(b[n][1], w1);
+                for (int n = 0; n < NV; n++) b[n][0] = mul2(b[n][0], w[0]), b[n][1] = mul2(b[n][1], w[1]);
             }
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
                 const Half low = P.at[2 * (FIRST + i)], high = P.at[2 * (FIRST + i) + 1];
                 const u32 a[4] = {product(low, x[0]), product(high, x[0]), product(low, x[1]), product(high, x[1])};
 #pragma unroll
-                for (int n = 0; n < NT; n++) mma(sums[i][n], a, b[n]);
+                for (int n = 0; n < NV; n++) mma(sums.v[i][n], a, b[n]);
+                const u32 ones[2] = {g == i % 8 ? w[0] : 0, g == i % 8 ? w[1] : 0};
+                mma(sums.z[i / 8], a, ones);
             }
         }
     });
 }
 
-DEVICE void clear(Sums& sums) {
+// Calls f(number) for each accumulator.
+template <class F>
+DEVICE void each_accumulator(Sums& sums, F f) {
 #pragma unroll
     for (int i = 0; i < OWN; i++)
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+        for (int n = 0; n < NV; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) sums[i][n][e] = 0.0f;
+            for (int e = 0; e < 4; e++) f(sums.v[i][n][e]);
+#pragma unroll
+    for (int i = 0; i < (OWN + 7) / 8; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) f(sums.z[i][e]);
+}
+DEVICE void clear(Sums& sums) {
+    each_accumulator(sums, [](f32& x) { x = 0.0f; });
 }
 DEVICE void scale(Sums& sums, f32 by) {
-#pragma unroll
-    for (int i = 0; i < OWN; i++)
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) sums[i][n][e] *= by;
+    each_accumulator(sums, [=](f32& x) { x *= by; });
+}
+
+// The columns beside values, where nothing but ones will be written: zeros.
+DEVICE void clear_columns(const Place& at) {
+    for (int i = at.thread; i < TILES * 16; i += WARPS * 32)
+        *reinterpret_cast<uint4*>(at.shared + SUMS + i * COLUMN_STRIDE + 2 * D_VALUE) = make_uint4(0, 0, 0, 0);
 }
 // Puts sums times coefficients into shared memory, in bf16, where queries read them.
 DEVICE void publish(const Place& at, const Sums& sums, const f32* coefficients) {
-    const int g = at.lane / 4, first = first_tile_of(at.warp), end = first_tile_of(at.warp + 1);
+    const int g = at.lane / 4, t = at.lane % 4, first = first_tile_of(at.warp), end = first_tile_of(at.warp + 1);
     // Rows of matrices: of features 0-7 and 8-15 of columns 8n on, then of the next columns.
-    u8* const to = at.shared + SUMS + (first * 16 + at.lane % 16) * COLUMN_STRIDE + at.lane / 16 * 16;
+    u8* const rows = at.shared + SUMS + (first * 16 + at.lane % 16) * COLUMN_STRIDE;
+    u8* const ones = at.shared + SUMS + (first * 16 + g) * COLUMN_STRIDE + 2 * D_VALUE;
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
         if (first + i >= end) break;
         const f32 low = coefficients[(first + i) * 16 + g], high = coefficients[(first + i) * 16 + 8 + g];
-        u32 r[NT][2];
+        u32 r[NV][2];
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            r[n][0] = pack2(sums[i][n][0] * low, sums[i][n][1] * low);
-            r[n][1] = pack2(sums[i][n][2] * high, sums[i][n][3] * high);
+        for (int n = 0; n < NV; n++) {
+            r[n][0] = pack2(sums.v[i][n][0] * low, sums.v[i][n][1] * low);
+            r[n][1] = pack2(sums.v[i][n][2] * high, sums.v[i][n][3] * high);
         }
 #pragma unroll
-        for (int n = 0; n + 1 < NT; n += 2) {
+        for (int n = 0; n + 1 < NV; n += 2) {
             const u32 four[4] = {r[n][0], r[n][1], r[n + 1][0], r[n + 1][1]};
-            store_matrices<4>(to + i * 16 * COLUMN_STRIDE + 16 * n, four);
+            store_matrices<4>(rows + at.lane / 16 * 16 + i * 16 * COLUMN_STRIDE + 16 * n, four);
         }
-        if constexpr (NT % 2) {
-            u8* const last = at.shared + SUMS + ((first + i) * 16 + at.lane % 16) * COLUMN_STRIDE + 16 * (NT - 1);
-            store_matrices<2>(last, r[NT - 1]);
+        if constexpr (NV % 2) store_matrices<2>(rows + i * 16 * COLUMN_STRIDE + 16 * (NV - 1), r[NV - 1]);
+        if (t == i % 8 / 2) {
+            u8* const to = ones + i * 16 * COLUMN_STRIDE;
+            *reinterpret_cast<u16*>(to) = bf16_bits(sums.z[i / 8][i % 2] * low);
+            *reinterpret_cast<u16*>(to + 8 * COLUMN_STRIDE) = bf16_bits(sums.z[i / 8][2 + i % 2] * high);
         }
     }
 }
-// Calls f(feature, column, two neighbouring sums) for what a lane has of a warp's sums.
-template <class F>
-DEVICE void each_sum(const Place& at, Sums& sums, F f) {
+// Calls pair(feature, column, two neighbouring sums of values) and one(feature, sum of ones) for what a lane has.
+template <class F, class G>
+DEVICE void each_sum(const Place& at, Sums& sums, F pair, G one) {
     const int g = at.lane / 4, t = at.lane % 4, first = first_tile_of(at.warp), end = first_tile_of(at.warp + 1);
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
@@ -353,7 +375,8 @@ DEVICE void each_sum(const Place& at, Sums& sums, F f) {
         for (int h = 0; h < 2; h++) {
             const int feature = (first + i) * 16 + 8 * h + g;
 #pragma unroll
-            for (int n = 0; n < NT; n++) f(feature, 8 * n + 2 * t, sums[i][n][2 * h], sums[i][n][2 * h + 1]);
+            for (int n = 0; n < NV; n++) pair(feature, 8 * n + 2 * t, sums.v[i][n][2 * h], sums.v[i][n][2 * h + 1]);
+            if (t == i % 8 / 2) one(feature, sums.z[i / 8][2 * h + i % 2]);
         }
     }
 }

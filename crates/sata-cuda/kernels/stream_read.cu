@@ -45,12 +45,16 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
 
     Sums sums;
     clear(sums);
+    clear_columns(at);
     if (segment.before >= 0) {
         const f32* from = p.sums + (i64(segment.before) * p.heads + local) * (TILES * 16 * NP);
-        each_sum(at, sums, [&](int feature, int column, f32& x, f32& y) {
-            const float2 two = *reinterpret_cast<const float2*>(from + feature * NP + column);
-            x = two.x, y = two.y;
-        });
+        each_sum(
+            at, sums,
+            [&](int feature, int column, f32& x, f32& y) {
+                const float2 two = *reinterpret_cast<const float2*>(from + feature * NP + column);
+                x = two.x, y = two.y;
+            },
+            [&](int feature, f32& x) { x = from[feature * NP + D_VALUE]; });
     }
     // Steps: chunks, query heads of the group, pieces of the keys since the frontier.
     auto load = [&](int stage, int turn, int c, int h, int piece) {

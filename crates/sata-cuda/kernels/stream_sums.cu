@@ -34,9 +34,9 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
         absorb(at, sums, stage, (to - first + 15) / 16);
     }
     f32* to = p.sums + (i64(segment.sum) * p.heads + local) * (TILES * 16 * NP);
-    each_sum(at, sums, [&](int feature, int column, f32 x, f32 y) {
-        *reinterpret_cast<float2*>(to + feature * NP + column) = make_float2(x, y);
-    });
+    each_sum(
+        at, sums, [&](int feature, int column, f32 x, f32 y) { *reinterpret_cast<float2*>(to + feature * NP + column) = make_float2(x, y); },
+        [&](int feature, f32 x) { to[feature * NP + D_VALUE] = x; });
 }
 
 // Sums of parts become those of all up to each: one thread per element, head and sequence; each adds what rounding took.
@@ -57,7 +57,7 @@ SAME_SIZE(Chains, CHAINS_BYTES);
 
 extern "C" __global__ void __launch_bounds__(256) stream_scan(const __grid_constant__ Chains p) {
     const int element = int(blockIdx.x * 256 + threadIdx.x);
-    if (element >= TILES * 16 * NP) return;
+    if (element >= TILES * 16 * NP || element % NP > D_VALUE) return;
     const Chain chain = p.chains[blockIdx.z];
     const i64 head = blockIdx.y;
     const f64* g = HAS_G ? p.g + (p.first_head + head) * p.works + p.sequences[chain.sequence].work : nullptr;

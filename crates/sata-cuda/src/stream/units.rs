@@ -24,10 +24,8 @@ pub(super) struct Shape {
 
 /// Accumulators of a thread that hold sums, at most: the other registers are for queries.
 const MOST_SUMS: usize = 104;
-/// Warps where one to four do not hold all sums, and accumulators of theirs: with three warps on
-/// each scheduler there are fewer registers.
-const MOST_WARPS: usize = 12;
-const MOST_SUMS_OF_MANY: usize = 76;
+/// Warps where one to four do not hold all sums.
+const MOST_WARPS: usize = 8;
 
 impl Shape {
     /// Columns of sums, in tiles of 8: a value, a one, zeros.
@@ -51,7 +49,7 @@ impl Shape {
 
     /// The shapes of as many launches as it takes for registers to hold the sums.
     pub(super) fn parts(&self) -> Vec<Shape> {
-        let tiles = MOST_SUMS_OF_MANY / (4 * self.column_tiles());
+        let tiles = MOST_SUMS / (4 * self.column_tiles());
         let programs = self.program.parts(MOST_WARPS * tiles);
         let last = programs.len() - 1;
         let part = |(i, program)| Shape { program, takes: i > 0, gives: i < last, ..self.clone() };
@@ -84,11 +82,9 @@ impl Shape {
 
     /// Blocks of threads that a multiprocessor runs at once at least: so many that registers hold all.
     fn least_residents(&self) -> usize {
-        match (self.warps(), self.fades || self.near) {
-            (1, false) => 12,
-            (1, true) => 8,
-            (2 | 4, _) => 8 / self.warps(),
-            _ => 1,
+        match self.warps() {
+            1 => 12,
+            warps => (8 / warps).max(1),
         }
     }
 
