@@ -43,9 +43,13 @@ fn noise(device: &Device, n: usize, seed: u64) -> Buffer<bf16> {
     let mut rng = StdRng::seed_from_u64(seed);
     // A million numbers, over and over.
     let pool: Vec<bf16> =
-        (0..1_000_003).map(|_| bf16::from_f32(rng.random_range(-1.7f32..1.7))).collect();
-    let x: Vec<bf16> = (0..n).map(|i| pool[i % pool.len()]).collect();
-    Buffer::from_slice(device, &x).unwrap()
+        (0..n.min(1_000_003)).map(|_| bf16::from_f32(rng.random_range(-1.7f32..1.7))).collect();
+    let pool = Buffer::from_slice(device, &pool).unwrap();
+    let mut x = Buffer::uninit(device, n).unwrap();
+    for first in (0..n).step_by(pool.len()) {
+        x.copy(first, &pool, 0, pool.len().min(n - first)).unwrap();
+    }
+    x
 }
 
 fn run(row: &Row, tokens: usize, chunk: Option<usize>, check: bool, device: &Device) {

@@ -89,12 +89,12 @@ DEVICE Stretch piece_of(i64 piece, i32 count, Begin begin) {
     return Stretch{low, (piece - place) * PIECE, place};
 }
 
-// The logarithms of a thread's tokens; returns their sum.
+// The logarithms of a thread's tokens, which are 32 apart from `own` on; returns their sum.
 DEVICE f64 logs_of(const Decay& p, const Sequence& s, i64 n, int head, i64 own, f64 (&logs)[ITEMS]) {
     f64 sum = 0.0;
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
-        const i64 t = own + i;
+        const i64 t = own + i * 32;
         f64 x = 0.0;
         if (t < s.open) {
             x = p.open[(n * p.kv_heads + head) * p.capacity + (s.ring + t) % p.capacity];
@@ -106,6 +106,8 @@ DEVICE f64 logs_of(const Decay& p, const Sequence& s, i64 n, int head, i64 own, 
     }
     return sum;
 }
+// A warp's tokens are neighbours, and so are those that its threads have at a time.
+DEVICE i64 own_token(const Stretch& piece) { return piece.first + i64(threadIdx.x / 32) * (32 * ITEMS) + threadIdx.x % 32; }
 
 extern "C" __global__ void __launch_bounds__(SCANNERS) running_sums(const __grid_constant__ Decay p) {
     __shared__ f64 shared[SCANNERS / 32];
@@ -113,34 +115,47 @@ extern "C" __global__ void __launch_bounds__(SCANNERS) running_sums(const __grid
     const Stretch piece = piece_of(blockIdx.x, p.sequence_count, [&](i64 n) { return p.sequences[n].work; });
     const Sequence s = p.sequences[piece.n];
     f64 logs[ITEMS], total;
-    const f64 sum = logs_of(p, s, piece.n, head, piece.first + i64(threadIdx.x) * ITEMS, logs);
+    const f64 sum = logs_of(p, s, piece.n, head, own_token(piece), logs);
     scan_threads(sum, 0.0, shared, &total, [](f64 a, f64 b) { return a + b; });
     if (threadIdx.x == 0) p.sums[head * p.pieces + blockIdx.x] = total;
 }
 
 extern "C" __global__ void __launch_bounds__(SCANNERS) running(const __grid_constant__ Decay p) {
     __shared__ f64 shared[SCANNERS / 32];
-    const int head = int(blockIdx.y);
+    const int head = int(blockIdx.y), lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
     const Stretch piece = piece_of(blockIdx.x, p.sequence_count, [&](i64 n) { return p.sequences[n].work; });
     const Sequence s = p.sequences[piece.n];
     if (piece.first >= s.tokens) return;
-    auto plus = [](f64 a, f64 b) { return a + b; };
     f64 before = 0.0, total;
     for (i64 i = piece.place + threadIdx.x; i < i64(blockIdx.x); i += SCANNERS) before += p.sums[head * p.pieces + i];
-    scan_threads(before, 0.0, shared, &total, plus);
+    scan_threads(before, 0.0, shared, &total, [](f64 a, f64 b) { return a + b; });
     before = total;
-    const i64 own = piece.first + i64(threadIdx.x) * ITEMS;
-    f64 logs[ITEMS];
-    const f64 sum = logs_of(p, s, piece.n, head, own, logs);
-    f64 at = before + scan_threads(sum, 0.0, shared, &total, plus);
+    const i64 own = own_token(piece);
+    f64 logs[ITEMS], at[ITEMS], carry = 0.0;
+    logs_of(p, s, piece.n, head, own, logs);
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+        f64 sum = logs[i];
+#pragma unroll
+        for (int by = 1; by < 32; by *= 2) {
+            const f64 other = __shfl_up_sync(0xffffffffu, sum, unsigned(by));
+            if (lane >= by) sum += other;
+        }
+        at[i] = carry + sum;
+        carry = __shfl_sync(0xffffffffu, at[i], 31);
+    }
+    __syncthreads();
+    if (lane == 0) shared[warp] = carry;
+    __syncthreads();
+    for (int i = 0; i < warp; i++) before += shared[i];
     f64* g = p.g + head * p.works + s.work;
     f64* log = p.log ? p.log + head * p.works + s.work : nullptr;
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
-        at += logs[i];
-        if (own + i < s.tokens) {
-            g[own + i] = at;
-            if (log) log[own + i] = logs[i];
+        const i64 t = own + i * 32;
+        if (t < s.tokens) {
+            g[t] = before + at[i];
+            if (log) log[t] = logs[i];
         }
     }
 }

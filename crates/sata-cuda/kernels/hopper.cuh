@@ -60,17 +60,20 @@ constexpr int T_BASE = 0, R_BASE = T_BLOCKS, Q_BASE = R_BASE + R_BLOCKS, L_BASE 
 constexpr int BLOCKS = (L_BASE + L_BLOCKS + 7) / 8 * 8;  // padded to whole tiles of 64 features
 constexpr int STEPS_L = (L_BLOCKS + 1) / 2;
 
-#if defined(SATA_EMULATOR)
-#include "hopper_emulated.cuh"
-#else
-DEV u32 smem(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-#endif
-
 // A descriptor of B without swizzle: `along_k` and `along_n` bytes between core matrices.
 DEV u64 descriptor(u32 address, u32 along_k, u32 along_n) {
     return (u64)((address & 0x3ffff) >> 4) | (u64)(along_k >> 4) << 16 | (u64)(along_n >> 4) << 32;
 }
-#if !defined(SATA_EMULATOR)
+constexpr float LOG2E = 1.4426950408889634f;
+
+#if defined(SATA_EMULATOR)
+#include "hopper_emulated.cuh"
+#else
+// Dynamic shared memory.
+extern __shared__ __align__(128) char shared[];
+
+DEV u32 smem(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
 DEV void mma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 DEV void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 template <int LEFT> DEV void mma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(LEFT) : "memory"); }
@@ -98,19 +101,26 @@ DEV u16 to_bf16(float x) {
     return c;
 }
 DEV float of_bf16(u16 x) { return __uint_as_float((u32)x << 16); }
+// The larger of each of two bf16.
+DEV u32 max2(u32 a, u32 b) {
+    u32 c;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
 DEV float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-#endif
-constexpr float LOG2E = 1.4426950408889634f;
 
-#if !defined(SATA_EMULATOR)
 // Barriers of the copy engine.
 DEV void barrier_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 DEV void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEV void barrier_arrive(u32 bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }
+// For a warpgroup whose matrix instructions have ended: they are all warps' together.
+DEV void group_arrive(u32 bar) {
+    if ((threadIdx.x & 127) == 0) barrier_arrive(bar);
+}
 DEV void barrier_expect(u32 bar, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -137,6 +147,32 @@ template <int GROUPS> DEV void role_multiplies() {
     if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers_of(GROUPS)));
 }
 
+// The indices of this block and thread, asked for where they are needed: what is made of them takes no registers before.
+DEV u32 block_here() {
+    u32 block;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+    return block;
+}
+DEV int thread_here() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+// The compiler knows nothing of x from here on, and moves no access to memory across.
+DEV void forget(int& x) { asm volatile("" : "+r"(x)); }
+DEV void in_order() { asm volatile("" ::: "memory"); }
+// A flag in global memory: what was written before it is set is seen after the wait.
+DEV void flag_set(u32* flag) { asm volatile("st.release.gpu.u32 [%0], 1;" ::"l"(flag) : "memory"); }
+DEV void flag_wait(const u32* flag) {
+    u32 is = 0;
+    while (!is) asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(is) : "l"(flag) : "memory");
+}
+// 8 bytes of shared memory.
+DEV uint2 load_pair(u32 address) {
+    uint2 x;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address));
+    return x;
+}
 #endif
 
 // The key tile records of one head: what prepare writes and the others copy in bulk.

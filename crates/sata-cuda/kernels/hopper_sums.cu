@@ -9,10 +9,12 @@
 // token; bytes: the records once per block of threads, the sums once.
 //
 // Without PREFIX a block of threads has one chunk. With it, a slice of features and all chunks of a head, one after
-// another, are a unit; what precedes a chunk stays in shared memory, and nothing but `far` is written. Units, end to end,
-// are cut into as many stretches of chunks as there are blocks, each at least a unit long. A block first does the head of
-// the unit that the next block ends, and leaves what it came to; then whole units; and last the tail of the unit that the
-// block before has begun, which is long there by then. No block waits for one that waits.
+// another, are a unit; what precedes a chunk stays in shared memory, and nothing but `far` is written. Blocks work in
+// teams, whose members have different slices of the same heads at the same time, so that tokens come from memory once a
+// team. The units of one member, end to end, are cut into as many stretches of chunks as there are teams, each at least a
+// unit long. A block first does the head of the unit that the next team ends, and leaves what it came to; then whole
+// units; and last the tail of the unit that the team before has begun, which is long there by then. No block waits for
+// one that waits.
 #include "hopper.cuh"
 #include "hopper_mma.cuh"
 
@@ -40,6 +42,9 @@ static_assert(NB != 1 || REST_ITEMS <= 1, "all features of 8 elements fit one it
 
 constexpr int GRID = (ITEMS + WARPGROUPS - 1) / WARPGROUPS;  // blocks of threads for a chunk
 
+// Whether the matrix unit goes on from one token tile to the next.
+constexpr bool CONTINUOUS = TILES * NA <= 64;
+
 // What a thread keeps of what precedes a chunk, 16 bytes at a time, each beside the other threads'.
 constexpr int KEPT = TILES * NA / 4;
 constexpr int KEPT_BYTES = PREFIX ? WARPGROUPS * KEPT * 128 * 16 : 0;
@@ -54,6 +59,7 @@ struct SumChunks {
     u32* ready;                 // [block of threads][WARPGROUPS]: whether that is there; zeros before
     const int4* items;          // a chunk's first tile, how many tiles, its place, its number in its sequence
     int item_count, heads, tile_count, chunk_count;
+    int team, unused;           // blocks of a team
 };
 static_assert(sizeof(SumChunks) == SUMS_BYTES && BLOCKS == FEATURE_BLOCKS && SUM_TILE_BYTES == TOKEN_TILE_BYTES, "as in Rust");
 static_assert(GRID == CHUNK_BLOCKS && STAGES * STAGE_BYTES + KEPT_BYTES + STAGES * 16 == SUMS_SHARED, "as in Rust");
@@ -67,8 +73,14 @@ struct Stream {
         barrier_wait(bars + 8 * stage, phase);
         return base + stage * STAGE_BYTES;
     }
+    DEV_MEMBER u32 acquire_second() {
+        const bool wraps = stage + 1 == STAGES;
+        const int second = wraps ? 0 : stage + 1;
+        barrier_wait(bars + 8 * second, wraps ? phase ^ 1 : phase);
+        return base + second * STAGE_BYTES;
+    }
     DEV_MEMBER void release() {
-        if ((threadIdx.x & 127) == 0) barrier_arrive(bars + 8 * (STAGES + stage));
+        group_arrive(bars + 8 * (STAGES + stage));
         if (++stage == STAGES) {
             stage = 0;
             phase ^= 1;
@@ -76,15 +88,6 @@ struct Stream {
     }
 };
 
-DEV uint2 pair_of(u32 address) {
-    uint2 x;
-#if defined(SATA_EMULATOR)
-    x = *(const uint2*)shared_at(address);
-#else
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address));
-#endif
-    return x;
-}
 DEV uint2 mul(uint2 a, uint2 b) { return make_uint2(mul2(a.x, b.x), mul2(a.y, b.y)); }
 // A's words of a step of 16 tokens for some tiles: rows `low` and `low + 8` of each.
 template <int G> struct Steps {
@@ -108,22 +111,6 @@ template <int FIRST, int G, class Next> DEV void multiply_all(float (&acc)[TILES
         multiply_all<FIRST + G>(acc, steps, b, next);
     }
 }
-// All tiles of four slabs: `make(slab, first tile)` makes steps, `load(slab)` what they need.
-template <int G, class Load, class Make> DEV void stream_slabs(float (&acc)[TILES][NA], u32 at, Load load, Make make) {
-    load(0);
-    Steps<G> steps = make(0, 0);
-#pragma unroll
-    for (int slab = 0; slab < 4; slab++) {
-        multiply_all<0>(acc, steps, values_descriptor(at, slab), [&](int first) {
-            if (first < TILES) return make(slab, first);
-            if (slab == 3) return steps;
-            load(slab + 1);
-            return make(slab + 1, 0);
-        });
-    }
-    mma_wait<0>();
-}
-
 DEV void clear(float (&acc)[TILES][NA]) {
 #pragma unroll
     for (int t = 0; t < TILES; t++)
@@ -140,23 +127,8 @@ struct Part {
     int kv, slice, item, end, number;
     bool follows, leads;  // whether the block before has what precedes it; whether the next one wants what it comes to
 };
-#if defined(SATA_EMULATOR)
-#define shared ((char*)emu::block().shared)
-#else
-extern __shared__ __align__(128) char shared[];
-#endif
 // What the warpgroups are at, in shared memory: registers are scarce.
 __shared__ Part parts[WARPGROUPS];
-// The index of this thread, asked for where it is needed, so that no address is kept while tiles stream by.
-DEV int thread_here() {
-#if defined(SATA_EMULATOR)
-    return threadIdx.x;
-#else
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-#endif
-}
 DEV float4* kept_of(int thread) { return (float4*)(shared + STAGES * STAGE_BYTES) + (thread >> 7) * KEPT * 128 + (thread & 127); }
 
 struct Output {
@@ -166,13 +138,8 @@ struct Output {
             const Part& part = parts[threadIdx.x >> 7];
             float4* const kept = kept_of(threadIdx.x);
             if (!part.follows || p.items[part.item].w == 0) return;
-            const int place = (blockIdx.x - 1) * WARPGROUPS + (threadIdx.x >> 7);
-            u32 is = 0;
-#if defined(SATA_EMULATOR)
-            while (!(is = __atomic_load_n(p.ready + place, __ATOMIC_SEQ_CST))) emu::nap();
-#else
-            while (!is) asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(is) : "l"(p.ready + place) : "memory");
-#endif
+            const int place = (blockIdx.x - p.team) * WARPGROUPS + (threadIdx.x >> 7);
+            flag_wait(p.ready + place);
             const float4* const left = p.left + (i64)place * KEPT * 128 + (threadIdx.x & 127);
             for (int i = 0; i < KEPT; i++) kept[i * 128] = __ldcg(left + i * 128);
         }
@@ -194,8 +161,7 @@ struct Output {
             }
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
-                int2 block = where(t);
-                asm volatile("" : "+r"(block.x), "+r"(block.y));
+                const int2 block = where(t);
                 const float low = block.x < 0 ? 0.f : p.coefficients[block.x * 8 + row], high = block.y < 0 ? 0.f : p.coefficients[block.y * 8 + row];
 #pragma unroll
                 for (int j = 0; j < NA / 4; j++) {
@@ -212,15 +178,14 @@ struct Output {
                     if (block.x >= 0) far[((block.x * (NP / 8) + j) * 8 + row) * 4 + m] = pack2(x.x * low, x.y * low);
                     if (block.y >= 0) far[((block.y * (NP / 8) + j) * 8 + row) * 4 + m] = pack2(x.z * high, x.w * high);
                     // One after another: registers are scarce.
-                    asm volatile("" ::: "memory");
+                    in_order();
                 }
             }
         } else {
             float* const sums = p.sums + ((i64)part.kv * p.chunk_count + now.z) * SIZE;
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
-                int2 block = where(t);
-                asm volatile("" : "+r"(block.x), "+r"(block.y));
+                const int2 block = where(t);
 #pragma unroll
                 for (int j = 0; j < NA / 4; j++) {
                     if (block.x >= 0) *(float2*)(sums + (block.x * 8 + row) * NP + 8 * j + 2 * m) = make_float2(acc[t][4 * j], acc[t][4 * j + 1]);
@@ -243,27 +208,51 @@ struct Output {
                 for (int i = 0; i < KEPT; i++) left[i * 128] = kept[i * 128];
                 __threadfence();
                 group_sync(1 + wg, 128);
-#if defined(SATA_EMULATOR)
-                if ((thread & 127) == 0) __atomic_store_n(p.ready + place, 1u, __ATOMIC_SEQ_CST);
-#else
-                if ((thread & 127) == 0) asm volatile("st.release.gpu.u32 [%0], 1;" ::"l"(p.ready + place) : "memory");
-#endif
+                if ((thread & 127) == 0) flag_set(p.ready + place);
             }
         }
         return 0;
     }
 };
-// Streams a part's tiles through `body`.
-template <class Body, class Where> DEV void stream_part(Stream& stream, Output& out, Body body, Where where) {
+// Streams a part's tiles: `load(at, slab)` loads what `make(at, slab, first tile)` makes steps of. The matrix unit goes on
+// from one tile to the next, whose first steps are made while it works on the last ones, and stops only between chunks,
+// where registers are enough for that.
+template <int G, class Load, class Make, class Where> DEV void stream_part(Stream& stream, Output& out, Load load, Make make, Where where) {
     float acc[TILES][NA];
     clear(acc);
     out.begin();
     int left = out.p.items[parts[threadIdx.x >> 7].item].y;
 #pragma unroll 1
     do {
-        body(acc, stream.acquire());
+        u32 at = stream.acquire();
+        load(at, 0);
+        Steps<G> steps = make(at, 0, 0);
+        bool behind = false;  // whether the stage before is still held
+#pragma unroll 1
+        for (;;) {
+            u32 after = at;
+#pragma unroll
+            for (int slab = 0; slab < 4; slab++) {
+                multiply_all<0>(acc, steps, values_descriptor(at, slab), [&](int first) {
+                    if (first < TILES) return make(at, slab, first);
+                    if (slab < 3) {
+                        load(at, slab + 1);
+                        return make(at, slab + 1, 0);
+                    }
+                    if (!CONTINUOUS || left == 1) return steps;
+                    after = stream.acquire_second();
+                    load(after, 0);
+                    return make(after, 0, 0);
+                });
+                if (CONTINUOUS && slab == 0 && behind) stream.release();
+            }
+            if (!CONTINUOUS || --left == 0) break;
+            behind = true;
+            at = after;
+        }
+        mma_wait<0>();
         stream.release();
-        if (--left == 0) {
+        if (CONTINUOUS || --left == 0) {
             settle(acc);
             left = out.end(acc, where);
         }
@@ -274,66 +263,70 @@ template <class Body, class Where> DEV void stream_part(Stream& stream, Output& 
 template <int GROUP> DEV void t_item(Stream& stream, int a, int c, bool mine, Output& out) {
     constexpr Pairs P;
     const int lane = threadIdx.x & 31, block = T_BASE + 36 * (a * NB + c) + GROUP * PAIRS;
-    stream_part(
+    const u32 keys_a = (lane & 3) * 8 + a * 256, keys_c = (lane & 3) * 8 + c * 256 + (lane >> 2) * 32;
+    uint2 x[8], u[8];
+    stream_part<GROUP_TILES>(
         stream, out,
-        [&](float (&acc)[TILES][NA], u32 at) {
-            const u32 keys_a = at + (lane & 3) * 8 + a * 256, keys_c = at + (lane & 3) * 8 + c * 256 + (lane >> 2) * 32;
-            uint2 x[8], u[8];
-            auto load = [&](int slab) {
-                const uint2 kc = pair_of(keys_c + slab * SLAB_BYTES);
+        [&](u32 at, int slab) {
+            const uint2 kc = load_pair(at + keys_c + slab * SLAB_BYTES);
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    bool is_i = false, is_j = false;
+            for (int i = 0; i < 8; i++) {
+                bool is_i = false, is_j = false;
 #pragma unroll
-                    for (int e = GROUP * PAIRS; e < (GROUP + 1) * PAIRS; e++) {
-                        is_i |= P.i[e] == i;
-                        is_j |= P.j[e] == i;
-                    }
-                    if (is_i || is_j) x[i] = pair_of(keys_a + slab * SLAB_BYTES + i * 32);
-                    if (is_j) u[i] = mul(x[i], kc);
+                for (int e = GROUP * PAIRS; e < (GROUP + 1) * PAIRS; e++) {
+                    is_i |= P.i[e] == i;
+                    is_j |= P.j[e] == i;
                 }
-            };
-            stream_slabs<GROUP_TILES>(acc, at, load, [&](int, int first) {
-                Steps<GROUP_TILES> steps;
-#pragma unroll
-                for (int t = 0; t < GROUP_TILES; t++) {
-                    const int e = GROUP * PAIRS + 2 * (first + t);
-                    steps.low[t] = mul(x[P.i[e]], u[P.j[e]]);
-                    steps.high[t] = mul(x[P.i[e + 1]], u[P.j[e + 1]]);
-                }
-                return steps;
-            });
+                if (is_i || is_j) x[i] = load_pair(at + keys_a + slab * SLAB_BYTES + i * 32);
+                if (is_j) u[i] = mul(x[i], kc);
+            }
         },
-        [&](int t) { return mine ? make_int2(block + 2 * t, block + 2 * t + 1) : make_int2(-1, -1); });
+        [&](u32, int, int first) {
+            Steps<GROUP_TILES> steps;
+#pragma unroll
+            for (int t = 0; t < GROUP_TILES; t++) {
+                const int e = GROUP * PAIRS + 2 * (first + t);
+                steps.low[t] = mul(x[P.i[e]], u[P.j[e]]);
+                steps.high[t] = mul(x[P.i[e + 1]], u[P.j[e + 1]]);
+            }
+            return steps;
+        },
+        [&](int t) {
+            int at = block;
+            forget(at);
+            return mine ? make_int2(at + 2 * t, at + 2 * t + 1) : make_int2(-1, -1);
+        });
 }
 
 // Prefixes x_i x_j of R(b, c), i from `first` on; this warp has two j.
 DEV void r_item(Stream& stream, int b, int c, int first, Output& out) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
     const int block = R_BASE + r_blocks_before(b) + (c - b - 1) * 64 * b + 2 * warp;
-    stream_part(
+    const u32 keys_b = (lane & 3) * 8 + (8 * b + 2 * warp) * 32, keys_c = (lane & 3) * 8 + (8 * c + (lane >> 2)) * 32;
+    const u32 keys_i = (lane & 3) * 8 + first * 32;
+    uint2 u0, u1;
+    stream_part<GROUP_TILES>(
         stream, out,
-        [&](float (&acc)[TILES][NA], u32 at) {
-            const u32 keys = at + (lane & 3) * 8, keys_i = keys + first * 32;
-            uint2 u0, u1;
-            auto load = [&](int slab) {
-                const u32 k = keys + slab * SLAB_BYTES;
-                const uint2 kc = pair_of(k + (8 * c + (lane >> 2)) * 32);
-                u0 = mul(kc, pair_of(k + (8 * b + 2 * warp) * 32));
-                u1 = mul(kc, pair_of(k + (8 * b + 2 * warp + 1) * 32));
-            };
-            stream_slabs<GROUP_TILES>(acc, at, load, [&](int slab, int first) {
-                Steps<GROUP_TILES> steps;
-#pragma unroll
-                for (int t = 0; t < GROUP_TILES; t++) {
-                    const uint2 x = pair_of(keys_i + slab * SLAB_BYTES + (first + t) * 32);
-                    steps.low[t] = mul(x, u0);
-                    steps.high[t] = mul(x, u1);
-                }
-                return steps;
-            });
+        [&](u32 at, int slab) {
+            const uint2 kc = load_pair(at + keys_c + slab * SLAB_BYTES);
+            u0 = mul(kc, load_pair(at + keys_b + slab * SLAB_BYTES));
+            u1 = mul(kc, load_pair(at + keys_b + slab * SLAB_BYTES + 32));
         },
-        [&](int t) { return first + t < 8 * b ? make_int2(block + 8 * (first + t), block + 8 * (first + t) + 1) : make_int2(-1, -1); });
+        [&](u32 at, int slab, int first) {
+            Steps<GROUP_TILES> steps;
+#pragma unroll
+            for (int t = 0; t < GROUP_TILES; t++) {
+                const uint2 x = load_pair(at + keys_i + slab * SLAB_BYTES + (first + t) * 32);
+                steps.low[t] = mul(x, u0);
+                steps.high[t] = mul(x, u1);
+            }
+            return steps;
+        },
+        [&](int t) {
+            int at = block;
+            forget(at);
+            return first + t < 8 * b ? make_int2(at + 8 * (first + t), at + 8 * (first + t) + 1) : make_int2(-1, -1);
+        });
 }
 
 // Rows of keys whose product is a feature block of order 2 or less: prefix, last (its rows `stride` bytes apart).
@@ -351,33 +344,45 @@ DEV Rest rest_of(int block) {
     if (HAS1 && e < NB) return Rest{ones, (u32)(8 * e) * 32, 32};
     return Rest{ones, ones, 0};
 }
-DEV void rest_item(Stream& stream, int first, Output& out) {
+// Where the rows of a warp's tiles lie, prefix and last, 16 bits each, and in the lowest whether the last ones are 8: in
+// shared memory where registers are scarce.
+__shared__ u32 rest_rows[WARPGROUPS * 4][TILES][2];
+// Tiles of order 2 alone, each of which has one block c of last elements, or those with the last few features among them.
+template <bool MIXED> DEV void rest_item(Stream& stream, int first, Output& out) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
-    // Where each tile's rows lie, prefix and last, 16 bits each: in shared memory, for want of registers.
-    __shared__ u32 rows[WARPGROUPS][TILES][4][2];
-    u32(&mine)[TILES][4][2] = rows[(threadIdx.x >> 7)];
+    u32(&mine)[TILES][2] = rest_rows[threadIdx.x >> 5];
+    u32 rows[TILES][2];
     __syncwarp();
-    if (lane < 2 * TILES) {
-        const Rest rest = rest_of(first + 8 * (lane >> 1) + 2 * warp + (lane & 1));
-        mine[lane >> 1][warp][lane & 1] = rest.prefix | rest.last << 16 | rest.stride >> 5;
-    }
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int h = 0; h < (MIXED ? 2 : 1); h++) {
+            const Rest rest = rest_of(first + 8 * t + 2 * warp + h);
+            rows[t][h] = rest.prefix | rest.last << 16 | rest.stride >> 5;
+            if (!CONTINUOUS && lane == 0) mine[t][h] = rows[t][h];
+        }
     __syncwarp();
-    const u32 place = smem(&mine[0][warp][0]), column = (lane & 3) * 8, row = (lane >> 2) * 32;
-    stream_part(
-        stream, out,
-        [&](float (&acc)[TILES][NA], u32 at) {
-            stream_slabs<1>(acc, at, [](int) {}, [&](int slab, int t) {
-                const u32 keys = at + slab * SLAB_BYTES + column;
-                const uint2 where = pair_of(place + t * 32);
-                auto product = [&](u32 w) { return mul(pair_of(keys + (w & 0xffe0)), pair_of(keys + (w >> 16) + (w & 1) * row)); };
-                Steps<1> steps;
-                steps.low[0] = product(where.x);
-                steps.high[0] = product(where.y);
-                return steps;
-            });
+    stream_part<1>(
+        stream, out, [](u32, int) {},
+        [&](u32 at, int slab, int t) {
+            const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8, row = (lane >> 2) * 32;
+            auto last_of = [&](u32 w) { return load_pair(keys + (w >> 16) + (w & 1) * row); };
+            const u32 low = CONTINUOUS ? rows[t][0] : mine[t][0];
+            const uint2 last = last_of(low);
+            Steps<1> steps;
+            steps.low[0] = mul(load_pair(keys + (low & 0xffe0)), last);
+            if constexpr (MIXED) {
+                const u32 high = CONTINUOUS ? rows[t][1] : mine[t][1];
+                steps.high[0] = mul(load_pair(keys + (high & 0xffe0)), last_of(high));
+            } else {
+                steps.high[0] = mul(load_pair(keys + (low & 0xffe0) + 32), last);
+            }
+            return steps;
         },
         [&](int t) {
-            const int block = first + 8 * t + 2 * warp;
+            int block = first + 2 * warp;
+            forget(block);
+            block += 8 * t;
             return make_int2(block < BLOCKS ? block : -1, block + 1 < BLOCKS ? block + 1 : -1);
         });
 }
@@ -399,32 +404,40 @@ template <int WARP, int ITEM> DEV void make_all(uint2 (&a)[TILES][2], const uint
 }
 template <int ITEM> DEV void all_item(Stream& stream, Output& out) {
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
-    stream_part(
-        stream, out,
-        [&](float (&acc)[TILES][NA], u32 at) {
+    float acc[TILES][NA];
+    clear(acc);
+    out.begin();
+    int left = out.p.items[parts[threadIdx.x >> 7].item].y;
 #pragma unroll 1
-            for (int slab = 0; slab < 4; slab++) {
-                const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8;
-                uint2 x[8], a[TILES][2];
+    do {
+        const u32 at = stream.acquire();
+#pragma unroll 1
+        for (int slab = 0; slab < 4; slab++) {
+            const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8;
+            uint2 x[8], a[TILES][2];
 #pragma unroll
-                for (int i = 0; i < 8; i++) x[i] = pair_of(keys + i * 32);
-                const uint2 last = pair_of(keys + (lane >> 2) * 32);
-                if (warp == 0) make_all<0, ITEM>(a, x, last);
-                else if (warp == 1) make_all<1, ITEM>(a, x, last);
-                else if (warp == 2) make_all<2, ITEM>(a, x, last);
-                else make_all<3, ITEM>(a, x, last);
-                const u64 desc = values_descriptor(at, slab);
-                mma_fence();
+            for (int i = 0; i < 8; i++) x[i] = load_pair(keys + i * 32);
+            const uint2 last = load_pair(keys + (lane >> 2) * 32);
+            if (warp == 0) make_all<0, ITEM>(a, x, last);
+            else if (warp == 1) make_all<1, ITEM>(a, x, last);
+            else if (warp == 2) make_all<2, ITEM>(a, x, last);
+            else make_all<3, ITEM>(a, x, last);
+            const u64 desc = values_descriptor(at, slab);
+            mma_fence();
 #pragma unroll
-                for (int t = 0; t < TILES; t++) Mma<NP>::run<1>(acc[t], a[t][0].x, a[t][1].x, a[t][0].y, a[t][1].y, desc);
-                mma_commit();
-                mma_wait<0>();
-            }
-        },
-        [&](int t) {
-            const int block = ITEM * PAIRS * 4 + 8 * t + 2 * warp;
-            return make_int2(block < BLOCKS ? block : -1, block + 1 < BLOCKS ? block + 1 : -1);
-        });
+            for (int t = 0; t < TILES; t++) Mma<NP>::run<1>(acc[t], a[t][0].x, a[t][1].x, a[t][0].y, a[t][1].y, desc);
+            mma_commit();
+            mma_wait<0>();
+        }
+        stream.release();
+        if (--left == 0) {
+            settle(acc);
+            left = out.end(acc, [&](int t) {
+                const int block = ITEM * PAIRS * 4 + 8 * t + 2 * warp;
+                return make_int2(block < BLOCKS ? block : -1, block + 1 < BLOCKS ? block + 1 : -1);
+            });
+        }
+    } while (left > 0);
 }
 
 template <int GROUP> DEV void t_group(int group, Stream& stream, int a, int c, bool mine, Output& out) {
@@ -456,7 +469,11 @@ DEV void run_item(int item, Stream& stream, Output& out) {
             return r_item(stream, b, b + 1 + n / r_items_of(b), n % r_items_of(b) * TILES, out);
         }
         item -= R_ITEMS;
-        if (item < REST_ITEMS) return rest_item(stream, REST_BASE + item * TILES * 8, out);
+        if (item < REST_ITEMS) {
+            const int first = REST_BASE + item * TILES * 8;
+            if (HAS2 && first + 8 * TILES <= L_BASE) return rest_item<false>(stream, first, out);
+            return rest_item<true>(stream, first, out);
+        }
     }
     const Part& part = parts[threadIdx.x >> 7];
     for (int i = part.item; i < part.end; i++)
@@ -468,21 +485,17 @@ DEV void run_item(int item, Stream& stream, Output& out) {
 
 // Part n of this block of threads; false where there are no more. Worked out anew each time: registers are scarce.
 DEV bool part_at(const SumChunks& p, int n, Part& part) {
-#if defined(SATA_EMULATOR)
-    const u32 block = blockIdx.x;
-#else
-    u32 block;
-    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
-#endif
+    const u32 block = block_here();
     if constexpr (PREFIX) {
-        const int count = p.item_count;
-        const i64 all = (i64)count * p.heads * GRID, begin = all * block / gridDim.x, end = all * (block + 1) / gridDim.x;
+        const int count = p.item_count, team = block / p.team, teams = gridDim.x / p.team, passes = (GRID + p.team - 1) / p.team;
+        const i64 all = (i64)count * p.heads * passes, begin = all * team / teams, end = all * (team + 1) / teams;
         const int from = (int)(begin / count), to = (int)(end / count), tail = (int)(begin % count), head = (int)(end % count);
         // The head, whole units, the tail.
         const int whole = from + (tail > 0), at = whole + n - (head > 0);
         const bool is_head = at < whole, is_tail = at == to && tail > 0;
         const int unit = is_head ? to : is_tail ? from : at;
-        part = Part{unit / GRID, unit % GRID, is_tail ? tail : 0, is_head ? head : count, n, is_tail, is_head};
+        const int slice = unit % passes * p.team + block % p.team;
+        part = Part{unit / passes, slice, is_tail ? tail : 0, is_head ? head : count, n, is_tail, is_head};
         return at < to || is_tail;
     } else {
         const int item = block / GRID;
@@ -504,7 +517,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
     __syncthreads();
 
     if (warp >= WARPGROUPS * 4) {
-        role_copies<WARPGROUPS, 32>();
+        role_copies<WARPGROUPS, WARPGROUPS == 3 ? 32 : 24>();
         if (warp == WARPGROUPS * 4 && (threadIdx.x & 31) == 0) {
             int stage = 0;
             u32 phase = 1;

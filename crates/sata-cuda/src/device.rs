@@ -40,7 +40,17 @@ impl Device {
     /// [`Error::NoEmulator`] when there is no C++ compiler.
     #[cfg(all(feature = "emulator", unix))]
     pub fn emulated() -> Result<Self, Error> {
-        Ok(Self::of(Arc::new(crate::backend::emulator::Emulator::new()?)))
+        Ok(Self::of(Arc::new(crate::backend::emulator::Emulator::new((8, 0))?)))
+    }
+
+    /// The same in place of a Hopper GPU: with the kernels for its matrix unit, which is emulated
+    /// too, and so slower still.
+    ///
+    /// # Errors
+    /// As for [`Device::emulated`].
+    #[cfg(all(feature = "emulator", unix))]
+    pub fn emulated_hopper() -> Result<Self, Error> {
+        Ok(Self::of(Arc::new(crate::backend::emulator::Emulator::new((9, 0))?)))
     }
 
     /// GPU `ordinal` with a stream of another library (a `CUstream` or `cudaStream_t`; null for the

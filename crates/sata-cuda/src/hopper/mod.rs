@@ -55,7 +55,6 @@ pub(crate) fn serves(problem: &Problem<'_>) -> bool {
     // Registers of the summing kernel hold so many columns.
     let fits = d_key > 8 || d_value < 24;
     properties.capability == (9, 0)
-        && !problem.device.is_emulated()
         && problem.element == "bf16"
         && d_key % 8 == 0
         && d_key <= MOST_KEY
@@ -352,8 +351,9 @@ impl Work<'_> {
         let (device, summing) = (self.problem.device, &self.schedule.summing);
         let items = self.chunk_items.len();
         let most = device.properties().multiprocessors as usize;
+        let (team, teams) = summing.teams(heads, most);
         let grid = match summing.prefix {
-            true => [most.min(heads * summing.blocks), 1, 1],
+            true => [team * teams, 1, 1],
             false => [items * summing.blocks, heads, 1],
         };
         let parts = if summing.prefix { grid[0] } else { 0 };
@@ -372,6 +372,8 @@ impl Work<'_> {
             heads: heads as i32,
             tile_count: self.schedule.tiles as i32,
             chunk_count: self.schedule.chunks as i32,
+            team: team as i32,
+            unused: 0,
         };
         let kernel = self.units.kernel("hopper_sums", &summing.unit())?;
         let launch = launch(grid, summing.threads(), summing.shared);
@@ -411,11 +413,18 @@ impl Work<'_> {
             full: i32::from(!problem.causal),
             initial: i32::from(initial),
             exp2_scale: (problem.spec.scale() * std::f64::consts::LOG2_E) as f32,
+            item_count: self.row_items.len() as i32,
+            head_count: (heads.len() * problem.group) as i32,
             unused: 0,
             a: self.tables.a,
         };
         let kernel = self.units.kernel("hopper_read", &shape.read())?;
-        let grid = [self.row_items.len(), heads.len() * problem.group, 1];
+        let most = problem.device.properties().multiprocessors as usize;
+        let (items, query_heads) = (self.row_items.len(), heads.len() * problem.group);
+        let grid = match shape.read_persists() {
+            true => [most.min(items * query_heads), 1, 1],
+            false => [items, query_heads, 1],
+        };
         let launch = launch(grid, shape.read_threads(), shape.read_shared());
         // SAFETY: `ReadQueries` of the source; q and y are the checked call's, the rest has been made
         // for these heads.

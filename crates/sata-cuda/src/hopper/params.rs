@@ -109,6 +109,8 @@ pub(super) struct Sums {
     pub heads: i32,
     pub tile_count: i32,
     pub chunk_count: i32,
+    pub team: i32,
+    pub unused: i32,
 }
 
 #[derive(Clone, Copy)]
@@ -169,6 +171,8 @@ pub(super) struct Read {
     pub full: i32,
     pub initial: i32,
     pub exp2_scale: f32,
+    pub item_count: i32,
+    pub head_count: i32,
     pub unused: i32,
     pub a: [f32; 8],
 }

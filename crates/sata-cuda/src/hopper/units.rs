@@ -50,6 +50,20 @@ impl Summing {
         self.warpgroups * 128 + 128
     }
 
+    /// Blocks of a team, and teams: all multiprocessors, or nearly; of ways that are as good within
+    /// 6 %, the largest teams. No more teams than units of a member.
+    pub(super) fn teams(&self, heads: usize, multiprocessors: usize) -> (usize, usize) {
+        let of = |team: usize| {
+            let passes = self.blocks.div_ceil(team);
+            let teams = (multiprocessors / team).clamp(1, heads * passes);
+            (passes as f64 / teams as f64, team, teams)
+        };
+        let all = || (1..=self.blocks.min(multiprocessors).max(1)).map(of);
+        let least = all().map(|(cost, ..)| cost).fold(f64::INFINITY, f64::min);
+        let best = all().filter(|(cost, ..)| *cost <= 1.06 * least).last();
+        best.map_or((1, 1), |(_, team, teams)| (team, teams))
+    }
+
     /// Flags of a block.
     pub(super) fn flags(&self) -> usize {
         self.warpgroups
@@ -103,6 +117,11 @@ impl Shape {
         self.readers() * 128 + 128
     }
 
+    /// Whether a block of the reading kernel goes on with other queries after its first.
+    pub(super) fn read_persists(&self) -> bool {
+        !self.sizes.has(3)
+    }
+
     fn read_stages(&self) -> usize {
         if self.sizes.columns() > 40 { 7 } else { 6 }
     }
@@ -137,7 +156,9 @@ impl Shape {
             (8, _) => &[[1, 6, 3]],
             (_, 0..=24) => &[[3, 9, 1], [3, 3, 3], [3, 1, 1]],
             (_, 25..=40) => &[[3, 3, 3], [3, 1, 1]],
-            _ => &[[3, 3, 1], [3, 1, 1]],
+            // With three tiles neither registers nor shared memory are enough, and one is too few.
+            _ if self.sizes.has(3) => &[],
+            _ => &[[3, 1, 1]],
         };
         let units = |summing: &Summing| heads * summing.blocks;
         let full = all.iter().map(|&each| of(each)).find(|s| units(s) >= multiprocessors);

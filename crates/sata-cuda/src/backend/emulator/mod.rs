@@ -29,11 +29,12 @@ enum Step {
 }
 
 impl Emulator {
-    pub(crate) fn new() -> Result<Self, Error> {
+    /// In place of a GPU of this compute capability.
+    pub(crate) fn new(capability: (u32, u32)) -> Result<Self, Error> {
         compile::compiler()?;
         let properties = Properties {
             name: "emulated".into(),
-            capability: (8, 0),
+            capability,
             multiprocessors: run::threads() as u32,
             shared_per_block: run::MOST_SHARED,
             l2_bytes: 1 << 20,
