@@ -30,10 +30,12 @@ SAME_SIZE(Far, FAR_BYTES);
 
 constexpr int ROWS = READERS * 64, THREADS = READERS * 128 + 128;
 constexpr int BLOCK_BYTES = NP * 16, STEP_BYTES = 2 * BLOCK_BYTES;
+// Feature blocks of T(a; c) and R(b, c) that are multiplied at once, as many as registers hold; steps of a stage of T.
+constexpr int T_AT_ONCE = KEYS ? 4 : 6, R_AT_ONCE = KEYS ? 4 : 8, T_STEPS = 3 * T_AT_ONCE / 2;
 constexpr int STAGE_BYTES = (9 * STEP_BYTES > 64 * D_KEY * 2 ? 9 * STEP_BYTES : 64 * D_KEY * 2) + 127 & ~127;
 // Rows that lie in different banks.
 constexpr int PITCH = D_KEY % 16 == 8 ? D_KEY : D_KEY + 8;
-constexpr int T_SLABS = HAS3 ? 2 * NB * NB : 0, R_SLABS = R_BLOCKS / 16, Q_SLABS = Q_BLOCKS / 8;
+constexpr int T_SLABS = HAS3 ? 18 / T_STEPS * NB * NB : 0, R_SLABS = R_BLOCKS / 16, Q_SLABS = Q_BLOCKS / 8;
 // Derivatives of sums of ones: those of order 3 for each feature block of order 2, of order 2 for those of order 1, padded
 // to an even number, and two of order 0.
 constexpr int SLOPE_Q = HAS3 ? NB * (NB + 1) / 2 * 8 : 0, SLOPE_L = (NB + 1) / 2 * 2, SLOPES = SLOPE_Q + SLOPE_L + 2;
@@ -87,6 +89,8 @@ template <int N> struct First;
     }
 #define OUT4(i) "=f"(d[i]), "=f"(d[i + 1]), "=f"(d[i + 2]), "=f"(d[i + 3])
 FIRST(16, 8, "%0, %1, %2, %3, %4, %5, %6, %7", "%8", "%9", "%10", "%11", "%12", OUT4(0), OUT4(4));
+FIRST(32, 16, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15", "%16", "%17", "%18", "%19", "%20", OUT4(0), OUT4(4), OUT4(8),
+      OUT4(12));
 FIRST(48, 24, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23", "%24", "%25", "%26",
       "%27", "%28", OUT4(0), OUT4(4), OUT4(8), OUT4(12), OUT4(16), OUT4(20));
 FIRST(64, 32,
@@ -165,15 +169,35 @@ DEV void load8(f32 (&x)[8], const f32* from) {
     x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
 
-// Contracts the H of one feature block, x_i x_j times block c, of row r.
-DEV void contract(const f32* h, int r, f32 xi, f32 xj, float2 xc, f32& own0, f32& own1, f32& di, f32& dj) {
-    const f32 h0 = h[2 * r], h1 = h[2 * r + 1], both = xi * xj;
-    own0 = fmaf(h0, both, own0);
-    own1 = fmaf(h1, both, own1);
-    const f32 sum = fmaf(h0, xc.x, h1 * xc.y);
-    di = fmaf(sum, xj, di);
-    dj = fmaf(sum, xi, dj);
-}
+// Features x_i x_j times block c, for one x_i and some j, of one row: what their H adds to the derivatives.
+//
+//     t_c = sum_j H_jc x_j,   dx_j += x_i sum_c H_jc x_c,   dx_c += x_i t_c,   dx_i += sum_c t_c x_c
+struct Run {
+    f32 t0, t1;
+    DEV_MEMBER void begin() { t0 = t1 = 0.f; }
+    DEV_MEMBER void add(f32 h0, f32 h1, f32 xi, f32 xj, float2 xc, f32& dj) {
+        t0 = fmaf(h0, xj, t0);
+        t1 = fmaf(h1, xj, t1);
+        dj = fmaf(fmaf(h0, xc.x, h1 * xc.y), xi, dj);
+    }
+    DEV_MEMBER void end(f32 xi, float2 xc, f32 (&dc)[2], f32& di) {
+        dc[0] = fmaf(t0, xi, dc[0]);
+        dc[1] = fmaf(t1, xi, dc[1]);
+        di = fmaf(t0, xc.x, fmaf(t1, xc.y, di));
+    }
+};
+#if KEYS
+// x_j times block c of each row, rounded, of which a feature is one more product.
+struct Products {
+    u32 x[2][8];
+    DEV_MEMBER void make(const f32 (&xj)[2][8], const float2 (&xc)[2]) {
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) x[r][j] = pack2(xj[r][j] * xc[r].x, xj[r][j] * xc[r].y);
+    }
+};
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(const __grid_constant__ Far far) {
     DYNAMIC_SHARED(memory);
@@ -234,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
             };
             const i64 at = i64(blockIdx.z) * far.places + place;
             const char* s = reinterpret_cast<const char*>(far.sums + at * (BLOCKS * 8 * NP));
-            for (int t = 0; t < T_SLABS; t++) send(s, 9 * STEP_BYTES);
+            for (int t = 0; t < T_SLABS; t++) send(s, T_STEPS * STEP_BYTES);
             for (int t = 0; t < R_SLABS; t++) send(s, 8 * STEP_BYTES);
             for (int t = 0; t < Q_SLABS; t++) send(s, 4 * STEP_BYTES);
             for (int t = 0; t < STEPS_L; t++) send(s, STEP_BYTES);
@@ -308,22 +332,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
             for (int c = 0; c < NB; c++) {
                 const float2 xc[2] = {pair_at(0, c), pair_at(1, c)};
                 f32 dc[2][2] = {};
+                Run run[2];
+#if KEYS
+                Products products;
+                products.make(xa, xc);
+#endif
 #pragma unroll
-                for (int half = 0; half < 2; half++) {
+                for (int slab = 0; slab < 18 / T_STEPS; slab++) {
                     const u32 at = ring.acquire();
 #pragma unroll
                     for (int s = 0; s < 3; s++) {
-                        constexpr int N = 6;
+                        constexpr int N = T_AT_ONCE;
                         f32 h[4 * N];
 #if KEYS
                         A steps[N / 2];
 #pragma unroll
                         for (int k = 0; k < N; k++) {
-                            const int e = half * 18 + s * N + k;
+                            const int e = (3 * slab + s) * N + k;
 #pragma unroll
                             for (int r = 0; r < 2; r++) {
-                                const f32 both = xa[r][P.i[e]] * xa[r][P.j[e]];
-                                steps[k / 2].a[k % 2 * 2 + r] = pack2(both * xc[r].x, both * xc[r].y);
+                                const f32 xi = xa[r][P.i[e]];
+                                steps[k / 2].a[k % 2 * 2 + r] = mul2(pack2(xi, xi), products.x[r][P.j[e]]);
                             }
                         }
 #endif
@@ -335,9 +364,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
                         finish(h, rows);
 #pragma unroll
                         for (int k = 0; k < N; k++) {
-                            const int e = half * 18 + s * N + k, i = P.i[e], j = P.j[e];
+                            const int e = (3 * slab + s) * N + k, i = P.i[e], j = P.j[e];
 #pragma unroll
-                            for (int r = 0; r < 2; r++) contract(h + 4 * k, r, xa[r][i], xa[r][j], xc[r], dc[r][0], dc[r][1], da[r][i], da[r][j]);
+                            for (int r = 0; r < 2; r++) {
+                                if (j == i) run[r].begin();
+                                run[r].add(h[4 * k + 2 * r], h[4 * k + 2 * r + 1], xa[r][i], xa[r][j], xc[r], da[r][j]);
+                                if (j == 7) run[r].end(xa[r][i], xc[r], dc[r], da[r][i]);
+                            }
                         }
                     }
                     ring.release();
@@ -364,6 +397,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
 #pragma unroll
                     for (int i = 0; i < 8; i++) db[r][i] = 0.f;
                 }
+#if KEYS
+                Products products;
+                products.make(xb, xc);
+#endif
 #pragma unroll 1
                 for (int i = 0; i < 8 * block; i += 2) {
                     const u32 at = ring.acquire();
@@ -371,27 +408,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         const f32 xi[2] = {x0[i + e], x0[8 * PITCH + i + e]};
-                        f32 h[32];
+                        Run run[2];
+                        run[0].begin();
+                        run[1].begin();
+#pragma unroll
+                        for (int part = 0; part < 8; part += R_AT_ONCE) {
+                            constexpr int N = R_AT_ONCE;
+                            const u32 from = at + (e * 8 + part) * BLOCK_BYTES;
+                            f32 h[4 * N];
 #if KEYS
-                        A steps[4];
+                            A steps[N / 2];
 #pragma unroll
-                        for (int k = 0; k < 8; k++)
+                            for (int k = 0; k < N; k++)
 #pragma unroll
-                            for (int r = 0; r < 2; r++) {
-                                const f32 both = xi[r] * xb[r][k];
-                                steps[k / 2].a[k % 2 * 2 + r] = pack2(both * xc[r].x, both * xc[r].y);
-                            }
+                                for (int r = 0; r < 2; r++) steps[k / 2].a[k % 2 * 2 + r] = mul2(pack2(xi[r], xi[r]), products.x[r][part + k]);
 #endif
-                        begin<64>(h, rows, at + e * 8 * BLOCK_BYTES);
+                            begin<8 * N>(h, rows, from);
 #if KEYS
 #pragma unroll
-                        for (int k = 0; k < 4; k++) add_values(rows, steps[k], at + (e * 8 + 2 * k) * BLOCK_BYTES);
+                            for (int k = 0; k < N / 2; k++) add_values(rows, steps[k], from + 2 * k * BLOCK_BYTES);
 #endif
-                        finish(h, rows);
+                            finish(h, rows);
 #pragma unroll
-                        for (int k = 0; k < 8; k++)
+                            for (int k = 0; k < N; k++)
 #pragma unroll
-                            for (int r = 0; r < 2; r++) contract(h + 4 * k, r, xi[r], xb[r][k], xc[r], dc[r][0], dc[r][1], di[r][e], db[r][k]);
+                                for (int r = 0; r < 2; r++)
+                                    run[r].add(h[4 * k + 2 * r], h[4 * k + 2 * r + 1], xi[r], xb[r][part + k], xc[r], db[r][part + k]);
+                        }
+#pragma unroll
+                        for (int r = 0; r < 2; r++) run[r].end(xi[r], xc[r], dc[r], di[r][e]);
                     }
                     ring.release();
 #pragma unroll

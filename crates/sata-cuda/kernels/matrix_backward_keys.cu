@@ -314,22 +314,38 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) matrix_backward_ke
             bool old = place < u.s.open;
             i64 before = u.row * p.initial_open.most + place, token = u.s.k_first + place - u.s.open;
             if (!live) dw = 0;
-            // Sum `column` of what sums gave: keys, w dw, values.
-            auto far = [&](int column) {
-                f32 sum = 0;
-                for (i64 split = 0; split < p.splits; ++split)
-                    sum += far_of(p, split, blockIdx.z, 0, blockIdx.y, D_KEY + 1 + D_VALUE)[own + t + column * p.far_tokens];
-                return factor * sum;
-            };
+            f32 dk[2 * KEY_STEPS][2], dv[2 * VALUE_STEPS][2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+#pragma unroll
+                for (int j = 0; j < 2 * KEY_STEPS; ++j) dk[j][e] = live ? rows.dk[r][j][2 * h + e] : 0;
+#pragma unroll
+                for (int j = 0; j < 2 * VALUE_STEPS; ++j) dv[j][e] = live ? rows.dv[r][j][2 * h + e] : 0;
+            }
+            if (factor != 0) {
+#pragma unroll 1
+                for (i64 split = 0; split < p.splits; ++split) {
+                    const f32* far = far_of(p, split, blockIdx.z, 0, blockIdx.y, D_KEY + 1 + D_VALUE) + own + t;
+                    const i64 line = p.far_tokens;
+                    dw += factor * far[D_KEY * line];
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+                        for (int j = 0; j < 2 * KEY_STEPS; ++j)
+                            if (8 * j < D_KEY) dk[j][e] = fmaf(factor, far[(8 * j + 2 * m + e) * line], dk[j][e]);
+#pragma unroll
+                        for (int j = 0; j < 2 * VALUE_STEPS; ++j)
+                            if (8 * j < D_VALUE) dv[j][e] = fmaf(factor, far[(D_KEY + 1 + 8 * j + 2 * m + e) * line], dv[j][e]);
+                    }
+                }
+            }
 #pragma unroll
             for (int j = 0; j < 2 * KEY_STEPS; ++j) {
                 if (8 * j >= D_KEY) continue;
-                f32 x[2];
+                f32(&x)[2] = dk[j];
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     int c = 8 * j + 2 * m + e;
-                    x[e] = live ? rows.dk[r][j][2 * h + e] : 0;
-                    if (factor != 0) x[e] += far(c);
                     if (joins) x[e] += p.final_open.keys[later * D_KEY + c];
                     if (old && p.initial_open.keys) p.initial_open.keys[before * D_KEY + c] = x[e];
                 }
@@ -338,19 +354,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) matrix_backward_ke
 #pragma unroll
             for (int j = 0; j < 2 * VALUE_STEPS; ++j) {
                 if (8 * j >= D_VALUE) continue;
-                f32 x[2];
+                f32(&x)[2] = dv[j];
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     int c = 8 * j + 2 * m + e;
-                    x[e] = live ? rows.dv[r][j][2 * h + e] : 0;
-                    if (factor != 0) x[e] += far(D_KEY + 1 + c);
                     if (joins) x[e] += p.final_open.values[later * D_VALUE + c];
                     if (old && p.initial_open.keys) p.initial_open.values[before * D_VALUE + c] = x[e];
                 }
                 if (!old) *reinterpret_cast<u32*>(row<bf16>(p.dv, u.s.k_batch, u.head, token) + 8 * j + 2 * m) = bf16x2_bits(x[0], x[1]);
             }
             if (FADES && m == 0) {
-                if (factor != 0) dw += far(D_KEY);
                 f64 by_fading = dw;
                 if (joins) by_fading += p.final_open.fading[later];
                 p.dw[unit_places(p, u) + place] = by_fading;

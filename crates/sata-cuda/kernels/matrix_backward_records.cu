@@ -16,7 +16,7 @@ struct Records {
     i32 tiles, places;  // of a chunk; of a unit
 };
 SAME_SIZE(Records, RECORDS_BYTES);
-static_assert(hopper::SUM_TILE_BYTES == TOKEN_TILE_BYTES, "as in Rust");
+static_assert(hopper::SUM_TILE_BYTES == TOKEN_TILE_BYTES && D_VALUE % 8 == 0, "as in Rust");
 
 constexpr int THREADS = 128, TILE = 64;
 
@@ -53,20 +53,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) matrix_backward_records(co
         }
         *reinterpret_cast<uint4*>(keys + t * KEY_PITCH + c) = x;
     }
-    for (int i = threadIdx.x; i < TILE * NP; i += THREADS) {
-        const int t = i / NP, c = i % NP;
-        f32 x = 0;
-        if (t < count && c <= D_VALUE) {
+    // Values by eights, a one (or -delta) after them.
+    for (int i = threadIdx.x; i < TILE * NP / 8; i += THREADS) {
+        const int t = i / (NP / 8), c = i % (NP / 8) * 8;
+        f32 weight = 0, last = 1;
+        uint4 x = make_uint4(0, 0, 0, 0);
+        if (t < count) {
 #if KEYS
-            const f32 weight = p.folding[unit_places(p, u) + first + t];
-            if (weight != 0) x = weight * (c < D_VALUE ? value_at(p, u, first + t, c) : 1);
+            weight = p.folding[unit_places(p, u) + first + t];
+            const bf16* const from = row<bf16>(p.v, u.s.k_batch, u.head, u.s.k_first + first + t - u.s.open);
 #else
             const i64 at = unit_queries(p, u, head) + first + t;
-            const f32 weight = p.reading[at];
-            if (weight != 0) x = weight * (c < D_VALUE ? dy_at(p, u, head, first + t, c) : -p.delta[at]);
+            weight = p.reading[at];
+            last = -p.delta[at];
+            const bf16* const from = row<bf16>(p.dy, u.s.q_batch, u.head * p.group + head, u.s.q_first + first + t);
 #endif
+            if (weight != 0 && c < D_VALUE) x = *reinterpret_cast<const uint4*>(from + c);
         }
-        values[t * VALUE_PITCH + c] = bf16_bits(x);
+        u32 word[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) word[e] = bf16x2_bits(weight * __uint_as_float(word[e] << 16), weight * __uint_as_float(word[e] & 0xffff0000u));
+        // Columns are D_VALUE, a multiple of 8, and a last block of 8.
+        if (c == D_VALUE) word[0] = bf16_bits(weight != 0 ? weight * last : 0);
+        *reinterpret_cast<uint4*>(values + t * VALUE_PITCH + c) = make_uint4(word[0], word[1], word[2], word[3]);
     }
     __syncthreads();
     char* const record = to.records + ((i64(blockIdx.z) * gridDim.y + chunk) * to.tiles + tile) * hopper::SUM_TILE_BYTES;

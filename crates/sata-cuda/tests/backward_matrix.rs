@@ -95,7 +95,7 @@ fn causal_gradients_are_the_oracles() {
     for near in NEAR {
         for decay in [Decay::None, Decay::Slopes, Decay::Gates] {
             for tokens in [1, 15, 17, 63, 64, 65, 129, 193] {
-                if rng.random_bool(0.25) {
+                if rng.random_bool(0.12) {
                     let (series, terms, gain, dims) = kind(&mut rng);
                     let tokens = [tokens; 2];
                     let case =
@@ -113,7 +113,7 @@ fn full_gradients_are_the_oracles() {
     for near in [(Near::None, 64, 0), (Near::None, 16, 5)] {
         for decay in [Decay::None, Decay::Slopes, Decay::Gates] {
             for tokens in [[1, 1], [1, 70], [33, 5], [64, 65], [130, 129]] {
-                if rng.random_bool(0.4) {
+                if rng.random_bool(0.25) {
                     let (series, terms, gain, dims) = kind(&mut rng);
                     let case =
                         Case { series, terms, gain, dims, near, decay, tokens, causal: false };
@@ -132,6 +132,8 @@ fn sums_of_matrix_units() {
     let mut rng = rng();
     let fixed = Series::Fixed { coefficients: vec![0.7, 0.0, 0.3] };
     let mut wrong = 0;
+    // Gradients by gates and slopes are small differences of large sums.
+    let allowed = [1.0, 1.0, 1.0, 3.0, 3.0].map(|factor| factor * ALLOWED);
     for (i, (dims, series, terms, gain)) in [
         ([16, 16], Series::Taylor, 4, 0.3),
         ([24, 8], fixed, 3, 1.0),
@@ -188,7 +190,7 @@ fn sums_of_matrix_units() {
             let what = describe(&spec, &inputs, &fade, true, "through sums");
             let same = bits(&got) == bits(&again);
             eprintln!("{errors:?} {same} {what}");
-            if !same || !errors.iter().all(|&error| error < ALLOWED) {
+            if !same || !errors.iter().zip(allowed).all(|(&error, most)| error < most) {
                 wrong += 1;
             }
         }
