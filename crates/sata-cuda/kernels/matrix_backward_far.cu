@@ -17,6 +17,7 @@
 namespace hopper {
 #include "hopper.cuh"
 #include "hopper_mma.cuh"
+#undef shared  // the emulator's name for what DYNAMIC_SHARED names here
 }
 using namespace hopper;
 
@@ -201,7 +202,7 @@ struct Products {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(const __grid_constant__ Far far) {
     DYNAMIC_SHARED(memory);
-    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    Shared& room = *reinterpret_cast<Shared*>(memory);
     const Backward& p = far.b;
     UNIT(u, p.first_unit + blockIdx.z);
     const i64 chunk = blockIdx.y, tiles = (p.far_tokens + ROWS - 1) / ROWS;
@@ -231,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
             if (i % ROWS < count) out[i / ROWS * p.far_tokens + i % ROWS] = 0;
         return;
     }
-    const u32 base = smem(&shared.stages), bars = smem(&shared.bars);
+    const u32 base = smem(&room.stages), bars = smem(&room.bars);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, m = lane & 3;
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
@@ -274,8 +275,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matrix_backward_far(con
     Ring ring{base, bars, 0, 0};
     // Rows g and g + 8 of the warp's 16.
     const int top = warp * 16 + g;
-    f32* const x0 = shared.x + top * PITCH;
-    f32* const dx0 = shared.dx + top * PITCH;
+    f32* const x0 = room.x + top * PITCH;
+    f32* const dx0 = room.dx + top * PITCH;
     Rows rows;
 #pragma unroll
     for (int r = 0; r < 2; r++) {

@@ -131,7 +131,8 @@ fn sum(
         .collect();
     let table: Arc<Buffer<params::Chunk>> = units.table(&items)?;
     let most = device.properties().multiprocessors as usize;
-    let blocks = most.min(heads * summing.blocks);
+    let (team, teams) = summing.teams(heads, most);
+    let blocks = team * teams;
     let left = Buffer::<u8>::uninit(device, blocks * summing.kept)?;
     let ready = Buffer::<u32>::zeroed(device, blocks * summing.flags())?;
     let p = params::Sums {
@@ -147,6 +148,8 @@ fn sum(
         heads: heads as i32,
         tile_count: run.tiles as i32,
         chunk_count: run.places as i32,
+        team: team as i32,
+        unused: 0,
     };
     let kernel = units.kernel("hopper_sums", &summing.unit())?;
     let launch = launch([blocks, 1, 1], summing.threads(), summing.shared);

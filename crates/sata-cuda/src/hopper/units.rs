@@ -60,7 +60,7 @@ impl Summing {
         };
         let all = || (1..=self.blocks.min(multiprocessors).max(1)).map(of);
         let least = all().map(|(cost, ..)| cost).fold(f64::INFINITY, f64::min);
-        let best = all().filter(|(cost, ..)| *cost <= 1.06 * least).last();
+        let best = all().rfind(|(cost, ..)| *cost <= 1.06 * least);
         best.map_or((1, 1), |(_, team, teams)| (team, teams))
     }
 
