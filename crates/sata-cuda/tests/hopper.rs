@@ -241,7 +241,7 @@ fn calls_compile_for_hopper_without_spills() {
         ("stream_sums.cu", 4),
         ("stream_read.cu", 4),
         ("hopper_prepare.cu", 4),
-        ("hopper_sums.cu", 6),
+        ("hopper_sums.cu", 5),
         ("hopper_scan.cu", 1),
         ("hopper_read.cu", 4),
     ] {
