@@ -1,0 +1,772 @@
+// What the kernels share that walk over a sequence with the sums of one key/value head in accumulators: the backward
+// pass of causal attention by mma.sync, for keys of 8 or 16 elements and values of up to 16.
+//
+// With v̂ = (v, 1), N̂_i = Σ_j w_ij v̂_j = (N, D) and ĝ_i = (dy_i, -dy_i·y_i)/D_i, queries read S = Σ_j Φ(k_j) v̂_jᵀ: first
+// N̂ = Φ(q) S, then dΦ(q) = ĝ Sᵀ. Keys read R = Σ_i Φ(q_i) ĝ_iᵀ: dv̂ = Φ(k) R and dΦ(k) = v̂ Rᵀ. Both are the same
+// products of rows' features, and of rows' columns, with a table of sums.
+//
+// Features come in *halves* of 8: the shifts of one monomial, x[s+a] x[s+b] x[s+c] for s = 0 .. 7, indices modulo D_KEY.
+// All shifts of a monomial have the same multiplicity. A lane that holds the elements rotated by its own columns (or
+// rows) makes any half by the same products as every other lane. Two halves are a *tile*: 16 features, the depth of one
+// product, or the rows of one.
+//
+// Sums are f32, in accumulators that are split by tiles over the warps. To be read, they are multiplied by
+// multiplicities and coefficients, rounded to bf16 and written to shared memory, once a chunk of CHUNK tokens. Pairs of
+// tokens too near for that are weighed one by one: those of a chunk, and with LAG those of LAG chunks before it.
+//
+// Compile-time constants: D_KEY 8 or 16; D_VALUE up to 16; ORDERS a bit for each order of features; WARPS; LAG; FADES
+// whether weights decay; NEAR whether some are exact; ITEM_BYTES, WALK_BYTES sizes of structs.
+#pragma once
+#include "prelude.cuh"
+
+constexpr int CHUNK = 16 * WARPS;
+constexpr int THREADS = 32 * WARPS;
+constexpr int COLUMNS = (D_VALUE + 8) / 8 * 8;
+constexpr int COLUMN_TILES = COLUMNS / 8;
+constexpr int KEY_TILES = D_KEY / 8;
+// Elements from one row to the next in shared memory, such that 8 rows of 16 bytes lie in different banks.
+constexpr int KEY_STRIDE = D_KEY == 8 ? 8 : 24;
+constexpr int COLUMN_STRIDE = COLUMNS == 8 ? 8 : 24;
+constexpr int TURNED_STRIDE = CHUNK + 8;
+constexpr f32 LOG2_E = 1.4426950408889634f;
+static_assert(D_KEY == 8 || D_KEY == 16, "orbits are made of halves of 8");
+static_assert(COLUMN_TILES <= 3, "values have up to 16 elements");
+
+// ---- Loops whose counter is a constant ------------------------------------------------------------------------
+template <int I>
+struct Constant {
+    static constexpr int value = I;
+};
+template <int BEGIN, int END, class F>
+DEVICE void each(F&& f) {
+    if constexpr (END - BEGIN == 1) {
+        f(Constant<BEGIN>{});
+    } else if constexpr (END > BEGIN) {
+        each<BEGIN, (BEGIN + END) / 2>(f);
+        each<(BEGIN + END) / 2, END>(f);
+    }
+}
+
+// ---- The features ---------------------------------------------------------------------------------------------
+struct Half {
+    int order, a, b, c, times;
+};
+constexpr bool has_order(int order) { return (ORDERS >> order & 1) != 0; }
+
+// Half number n, or their number as `times` of order -1 after the last. Those of order 3 with the same a and b are
+// neighbours, as are those of order 2 with the same a.
+constexpr Half half_at(int n) {
+    int count = 0;
+    if (has_order(3)) {
+        // Gaps between the indices, around the circle: a, m, and what is left, which is larger than a.
+        for (int a = 0; 3 * a < D_KEY; a++) {
+            for (int base = 0; base < D_KEY; base += 8) {
+                for (int m = a; D_KEY - a - m > a; m++) {
+                    if (count++ == n) {
+                        return Half{3, base, (base + a) % D_KEY, (base + a + m) % D_KEY, a > 0 ? 6 : m > 0 ? 3 : 1};
+                    }
+                }
+            }
+        }
+    }
+    if (has_order(2)) {
+        for (int base = 0; base < D_KEY; base += 8) {
+            for (int m = 0; 2 * m <= D_KEY; m++) {
+                // Opposite elements: half the shifts make all of them, and with 8 all are there twice.
+                if (2 * m == D_KEY && base > 0) continue;
+                if (count++ == n) {
+                    return Half{2, base, (base + m) % D_KEY, 0, m == 0 || (2 * m == 8 && D_KEY == 8) ? 1 : 2};
+                }
+            }
+        }
+    }
+    if (has_order(1)) {
+        for (int base = 0; base < D_KEY; base += 8) {
+            if (count++ == n) return Half{1, base, 0, 0, 1};
+        }
+    }
+    // One feature, and seven that weigh nothing.
+    if (has_order(0) && count++ == n) return Half{0, 0, 0, 0, 1};
+    return Half{-1, 0, 0, 0, count};
+}
+constexpr int HALVES = half_at(1 << 20).times;
+constexpr bool HAS_ONE = has_order(0);
+constexpr int TILES = (HALVES + 1) / 2;
+constexpr int WARP_TILES = (TILES + WARPS - 1) / WARPS;
+constexpr int SUMS = WARP_TILES * COLUMN_TILES * 4;  // registers of a thread
+
+template <int N>
+struct HalfOf {
+    static constexpr Half is = half_at(N);
+    static constexpr int order = is.order, a = is.a, b = is.b, c = is.c, times = is.times;
+    static constexpr Half before = N > 0 ? half_at(N - 1) : Half{-1, 0, 0, 0, 0}, after = half_at(N + 1);
+    static constexpr bool first = before.order != order || before.a != a || (order == 3 && before.b != b);
+    static constexpr bool last = after.order != order || after.a != a || (order == 3 && after.b != b);
+};
+
+// ---- What the matrix units do ---------------------------------------------------------------------------------
+// Lane 4g + t. A [16 x 16]: a0 row g, columns 2t, 2t+1; a1 row g+8; a2, a3 the same 8 columns on. B [16 x 8]: b0 rows 2t,
+// 2t+1 of column g; b1 8 rows on. C [16 x 8]: c0, c1 row g, columns 2t, 2t+1; c2, c3 row g+8.
+#if defined(SATA_EMULATOR)
+struct Exchange {
+    u64 word[32][6];
+};
+DEVICE Exchange& exchange() {
+    __shared__ Exchange all[WARPS];
+    return all[threadIdx.x / 32];
+}
+DEVICE f32 low_of(u32 x) { return __uint_as_float(x << 16); }
+DEVICE f32 high_of(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+
+template <int DEPTH>
+DEVICE void emulated_product(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    Exchange& all = exchange();
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; i++) all.word[lane][i] = a[i];
+    for (int i = 0; i < 2; i++) all.word[lane][4 + i] = b[i];
+    __syncwarp();
+    for (int r = 0; r < 2; r++) {
+        for (int e = 0; e < 2; e++) {
+            f32 sum = c[2 * r + e];
+            for (int half = 0; half < DEPTH / 8; half++) {
+                for (int s = 0; s < 4; s++) {
+                    u32 x = u32(all.word[4 * g + s][r + 2 * half]), y = u32(all.word[4 * (2 * t + e) + s][4 + half]);
+                    sum += low_of(x) * low_of(y) + high_of(x) * high_of(y);
+                }
+            }
+            c[2 * r + e] = sum;
+        }
+    }
+    __syncwarp();
+}
+DEVICE void multiply(f32 (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+    emulated_product<16>(c, a, b);
+}
+DEVICE void multiply(f32 (&c)[4], u32 a0, u32 a1, u32 b0) {
+    const u32 a[4] = {a0, a1, 0, 0}, b[2] = {b0, 0};
+    emulated_product<8>(c, a, b);
+}
+template <bool TURN, int N>
+DEVICE void load_matrices(u32 (&to)[N], const bf16* row) {
+    Exchange& all = exchange();
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    all.word[lane][0] = reinterpret_cast<u64>(row);
+    __syncwarp();
+    for (int m = 0; m < N; m++) {
+        auto at = [&](int r, int column) {
+            return u32(reinterpret_cast<const bf16*>(all.word[8 * m + r][0])[column].bits);
+        };
+        to[m] = TURN ? at(2 * t, g) | at(2 * t + 1, g) << 16 : at(g, 2 * t) | at(g, 2 * t + 1) << 16;
+    }
+    __syncwarp();
+}
+DEVICE u32 times2(u32 x, u32 y) { return bf16x2_bits(low_of(x) * low_of(y), high_of(x) * high_of(y)); }
+// The upper half of x, and then the lower of y.
+DEVICE u32 between(u32 x, u32 y) { return x >> 16 | y << 16; }
+DEVICE f32 exp2_of(f32 x) { return exp2f(x); }
+#else
+DEVICE f32 low_of(u32 x) { return __uint_as_float(x << 16); }
+DEVICE f32 high_of(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+DEVICE void multiply(f32 (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+DEVICE void multiply(f32 (&c)[4], u32 a0, u32 a1, u32 b0) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+}
+// Matrices of 8 x 8: lane l gives row l % 8 of matrix l / 8 (lanes from 8 N on give nothing that matters). A lane gets row g,
+// columns 2t, 2t+1 of each; turned, rows 2t, 2t+1 of column g.
+template <bool TURN, int N>
+DEVICE void load_matrices(u32 (&to)[N], const bf16* row) {
+    static_assert(N == 1 || N == 2 || N == 4, "ldmatrix loads 1, 2 or 4");
+    const u32 from = shared_address(row);
+    if constexpr (N == 4 && TURN) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
+    } else if constexpr (N == 4) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
+    } else if constexpr (N == 2 && TURN) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                     : "=r"(to[0]), "=r"(to[1]) : "r"(from) : "memory");
+    } else if constexpr (N == 2) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                     : "=r"(to[0]), "=r"(to[1]) : "r"(from) : "memory");
+    } else if constexpr (TURN) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(from) : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(from) : "memory");
+    }
+}
+DEVICE u32 times2(u32 x, u32 y) {
+    u32 z;
+#if __CUDA_ARCH__ >= 900
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
+#else
+    // -0 as the third number leaves every product as it is.
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(0x80008000u));
+#endif
+    return z;
+}
+DEVICE u32 between(u32 x, u32 y) { return __byte_perm(x, y, 0x5432); }
+DEVICE f32 exp2_of(f32 x) {
+    f32 y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#endif
+
+// ---- A call ---------------------------------------------------------------------------------------------------
+// A stretch of chunks of one sequence, whose sums one block walks with.
+struct Item {
+    i64 q_batch, q_first, k_batch, k_first;
+    // Tokens of other sequences before this one's.
+    i64 work;
+    i32 tokens, chunks;  // of the sequence
+    i32 first, end;      // chunks of this item
+    i32 slot, unused;    // its sums, where the sequence is cut
+};
+SAME_SIZE(Item, ITEM_BYTES);
+
+struct Walk {
+    View q, k, v, dy, dq, dk, dv;
+    const Item* items;
+    // [kv_heads][works]: g; and v̂·dv̂ of each token.
+    const f64* g;
+    f64* dw;
+    // [query heads][works]: 1/D; -dy·y/D; what logits are relative to. D is relative to that, too.
+    f32* inverse;
+    f32* tail;
+    f32* shift;
+    // [kv_heads][slots][WARPS][SUMS][32]
+    f32* sums;
+    i64 works;
+    i32 group, slots, block, near;
+    f32 scale;
+    // a_p scale^p
+    f32 a[4];
+    i32 unused;
+};
+SAME_SIZE(Walk, WALK_BYTES);
+
+struct Place {
+    Item at;
+    int head;
+    const f64* g;
+};
+// g at the last token before a chunk: what sums of all tokens before it are relative to.
+DEVICE f64 mark_of(const Walk& p, const Item& at, int head, int chunk) {
+    const i64 token = min(i64(chunk) * CHUNK, i64(at.tokens)) - 1;
+    return FADES && token >= 0 ? p.g[head * p.works + at.work + token] : 0.0;
+}
+
+// ---- Rows in registers ----------------------------------------------------------------------------------------
+// Elements of rows g and g+8 of a warp's 16 rows, rotated by 2t: pair i is elements i+2t, i+1+2t.
+struct Rotated {
+    u32 pair[2][D_KEY];
+};
+DEVICE Rotated rotated_rows(const bf16* rows) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    Rotated x;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const u32* row = reinterpret_cast<const u32*>(rows + (g + 8 * r) * KEY_STRIDE);
+#pragma unroll
+        for (int i = 0; i < D_KEY / 2; i++) x.pair[r][2 * i] = row[(t + i) % (D_KEY / 2)];
+#pragma unroll
+        for (int i = 0; i < D_KEY / 2; i++) x.pair[r][2 * i + 1] = between(x.pair[r][2 * i], x.pair[r][(2 * i + 2) % D_KEY]);
+    }
+    return x;
+}
+template <int N>
+DEVICE u32 feature_pair(const u32 (&pair)[D_KEY]) {
+    using H = HalfOf<N>;
+    if constexpr (H::order == 3) return times2(times2(pair[H::a], pair[H::b]), pair[H::c]);
+    else if constexpr (H::order == 2) return times2(pair[H::a], pair[H::b]);
+    else if constexpr (H::order == 1) return pair[H::a];
+    // 1 in the first column (row) and 1 in those whose sums are read as 0.
+    else if constexpr (H::order == 0) return 0x3f803f80u;
+    else return 0;
+}
+
+// Columns of 16 rows as the left factor of a product: two tiles of 8 columns, and a third.
+struct Left {
+    u32 word[2 * COLUMN_TILES];
+};
+// From what a product left in accumulators.
+DEVICE Left left_of(const f32 (&c)[COLUMN_TILES][4], f32 low, f32 high) {
+    Left x;
+#pragma unroll
+    for (int n = 0; n < COLUMN_TILES; n++) {
+        x.word[2 * n] = bf16x2_bits(c[n][0] * low, c[n][1] * low);
+        x.word[2 * n + 1] = bf16x2_bits(c[n][2] * high, c[n][3] * high);
+    }
+    return x;
+}
+// From rows in shared memory.
+DEVICE Left left_rows(const bf16* rows) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    Left x;
+#pragma unroll
+    for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            x.word[2 * n + r] = *reinterpret_cast<const u32*>(rows + (g + 8 * r) * COLUMN_STRIDE + 8 * n + 2 * t);
+        }
+    }
+    return x;
+}
+
+// One tile of 16 rows of COLUMNS columns in shared memory as right factors. As rows of depth (features or tokens):
+// `word[n]` are the two words of column tile n. As columns: see `transposed_times`.
+struct Right {
+    u32 word[COLUMN_TILES][2];
+};
+DEVICE Right right_rows(const bf16* rows) {
+    const int lane = threadIdx.x % 32;
+    Right x;
+    if constexpr (COLUMN_TILES >= 2) {
+        u32 w[4];
+        load_matrices<true>(w, rows + lane % 16 * COLUMN_STRIDE + lane / 16 * 8);
+        x.word[0][0] = w[0], x.word[0][1] = w[1], x.word[1][0] = w[2], x.word[1][1] = w[3];
+    }
+    if constexpr (COLUMN_TILES % 2 == 1) {
+        u32 w[2];
+        load_matrices<true>(w, rows + lane % 16 * COLUMN_STRIDE + (COLUMN_TILES - 1) * 8);
+        x.word[COLUMN_TILES - 1][0] = w[0], x.word[COLUMN_TILES - 1][1] = w[1];
+    }
+    return x;
+}
+// The same 16 rows, each a column of the right factor: word[n] are the words of its columns 8n .. of depth for rows 0-7
+// and rows 8-15.
+DEVICE Right right_columns(const bf16* rows) {
+    const int lane = threadIdx.x % 32;
+    Right x;
+    if constexpr (COLUMN_TILES >= 2) {
+        u32 w[4];
+        load_matrices<false>(w, rows + lane % 16 * COLUMN_STRIDE + lane / 16 * 8);
+        x.word[0][0] = w[0], x.word[0][1] = w[1], x.word[1][0] = w[2], x.word[1][1] = w[3];
+    }
+    if constexpr (COLUMN_TILES % 2 == 1) {
+        u32 w[2];
+        load_matrices<false>(w, rows + lane % 16 * COLUMN_STRIDE + (COLUMN_TILES - 1) * 8);
+        x.word[COLUMN_TILES - 1][0] = w[0], x.word[COLUMN_TILES - 1][1] = w[1];
+    }
+    return x;
+}
+// c = left · (8 of the rows)ᵀ, rows 8 half .. of `right`.
+DEVICE void transposed_times(f32 (&c)[4], const Left& left, const Right& right, int half) {
+    if constexpr (COLUMN_TILES >= 2) {
+        multiply(c, left.word[0], left.word[1], left.word[2], left.word[3], right.word[0][half], right.word[1][half]);
+    }
+    if constexpr (COLUMN_TILES % 2 == 1) {
+        constexpr int LAST = COLUMN_TILES - 1;
+        multiply(c, left.word[2 * LAST], left.word[2 * LAST + 1], right.word[LAST][half]);
+    }
+}
+
+// ---- Reading sums ---------------------------------------------------------------------------------------------
+// c += Φ(rows) · table, [16 x COLUMNS].
+DEVICE void read_sums(f32 (&c)[COLUMN_TILES][4], const Rotated& x, const bf16* table) {
+    each<0, TILES>([&](auto tile) {
+        constexpr int T = decltype(tile)::value;
+        const Right right = right_rows(table + T * 16 * COLUMN_STRIDE);
+        const u32 a0 = feature_pair<2 * T>(x.pair[0]), a1 = feature_pair<2 * T>(x.pair[1]);
+        const u32 a2 = feature_pair<2 * T + 1>(x.pair[0]), a3 = feature_pair<2 * T + 1>(x.pair[1]);
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) multiply(c[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+    });
+}
+
+// Gradients by rows g and g+8, of elements i+2t.
+struct Slopes {
+    f32 x[2][D_KEY];
+    f32 by[2][D_KEY];
+    // Of two rows and two columns: what two elements that many monomials begin with are multiplied by.
+    f32 prefix[2][2], sum[2][2];
+};
+template <int N>
+DEVICE void take_slopes(Slopes& s, const f32 (&d)[4]) {
+    using H = HalfOf<N>;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int a = (H::a + e) % D_KEY, b = (H::b + e) % D_KEY, c = (H::c + e) % D_KEY;
+            const f32 dx = d[2 * r + e];
+            if constexpr (H::order == 3) {
+                if constexpr (H::first) s.prefix[r][e] = s.x[r][a] * s.x[r][b], s.sum[r][e] = 0;
+                s.sum[r][e] = fmaf(dx, s.x[r][c], s.sum[r][e]);
+                s.by[r][c] = fmaf(dx, s.prefix[r][e], s.by[r][c]);
+                if constexpr (H::last) {
+                    s.by[r][a] = fmaf(s.sum[r][e], s.x[r][b], s.by[r][a]);
+                    s.by[r][b] = fmaf(s.sum[r][e], s.x[r][a], s.by[r][b]);
+                }
+            } else if constexpr (H::order == 2) {
+                if constexpr (H::first) s.sum[r][e] = 0;
+                s.sum[r][e] = fmaf(dx, s.x[r][b], s.sum[r][e]);
+                s.by[r][b] = fmaf(dx, s.x[r][a], s.by[r][b]);
+                if constexpr (H::last) s.by[r][a] += s.sum[r][e];
+            } else if constexpr (H::order == 1) {
+                s.by[r][a] += dx;
+            }
+        }
+    }
+}
+// c += the gradient by the rows, [16 x D_KEY], of left · tableᵀ · Φ(rows).
+DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& left, const bf16* table) {
+    Slopes s;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+#pragma unroll
+        for (int i = 0; i < D_KEY; i++) s.x[r][i] = low_of(x.pair[r][i]), s.by[r][i] = 0;
+    }
+    each<0, TILES>([&](auto tile) {
+        constexpr int T = decltype(tile)::value;
+        if constexpr (HalfOf<2 * T>::order > 0) {
+            const Right right = right_columns(table + T * 16 * COLUMN_STRIDE);
+            f32 d[4] = {0, 0, 0, 0};
+            transposed_times(d, left, right, 0);
+            take_slopes<2 * T>(s, d);
+            if constexpr (HalfOf<2 * T + 1>::order > 0) {
+                f32 e[4] = {0, 0, 0, 0};
+                transposed_times(e, left, right, 1);
+                take_slopes<2 * T + 1>(s, e);
+            }
+        }
+    });
+    // Lane t has elements rotated by 2t; it needs those of columns 2t, 2t+1 (and 8 on) from all four.
+    const int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+    for (int from = 0; from < 4; from++) {
+        // The lane that is `from` before this one has its columns at 2 from, or 8 further where that wraps.
+        const int source = (lane & ~3) | ((t - from) & 3);
+        const bool wraps = t < from;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                f32 y[KEY_TILES];
+#pragma unroll
+                for (int n = 0; n < KEY_TILES; n++) {
+                    const f32 own = s.by[r][2 * from + e + 8 * n];
+                    y[n] = from == 0 ? own : __shfl_sync(0xffffffffu, own, source);
+                }
+#pragma unroll
+                for (int n = 0; n < KEY_TILES; n++) {
+                    c[n][2 * r + e] += KEY_TILES == 2 && wraps ? y[KEY_TILES - 1 - n] : y[n];
+                }
+            }
+        }
+    }
+}
+
+// ---- Making sums ----------------------------------------------------------------------------------------------
+typedef f32 Sums[WARP_TILES][COLUMN_TILES][4];
+
+// Whether warp W's tiles have element i or i + 1 in one of their halves.
+template <int W>
+constexpr bool needs_element(int i) {
+    for (int n = 2 * W * WARP_TILES; n < 2 * (W + 1) * WARP_TILES && n < HALVES; n++) {
+        const Half h = half_at(n);
+        if (h.order >= 1 && (h.a == i || h.a == i + 1)) return true;
+        if (h.order >= 2 && (h.b == i || h.b == i + 1)) return true;
+        if (h.order >= 3 && (h.c == i || h.c == i + 1)) return true;
+    }
+    return false;
+}
+template <int W, int I>
+struct Needs {
+    static constexpr bool is = needs_element<W>(I);
+};
+// sums += Φ(tokens)ᵀ · columns over a chunk; `turned` has the tokens' elements as rows.
+template <int W>
+DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int step = 0; step < CHUNK / 16; step++) {
+        // Of tokens 2t, 2t+1, and 8 on: element i + g.
+        u32 pair[2][D_KEY];
+        each<0, D_KEY / 2>([&](auto at) {
+            constexpr int I = 2 * decltype(at)::value;
+            if constexpr (Needs<W, I>::is) {
+                u32 w[4];
+                load_matrices<false>(w, turned + (I + lane / 16 + lane % 8) % D_KEY * TURNED_STRIDE + step * 16 + lane / 8 % 2 * 8);
+                pair[0][I] = w[0], pair[1][I] = w[1], pair[0][I + 1] = w[2], pair[1][I + 1] = w[3];
+            } else {
+                pair[0][I] = pair[1][I] = pair[0][I + 1] = pair[1][I + 1] = 0;
+            }
+        });
+        const Right right = right_rows(columns + step * 16 * COLUMN_STRIDE);
+        each<0, WARP_TILES>([&](auto i) {
+            constexpr int T = W * WARP_TILES + decltype(i)::value;
+            if constexpr (T < TILES) {
+                const u32 a0 = feature_pair<2 * T>(pair[0]), a1 = feature_pair<2 * T + 1>(pair[0]);
+                const u32 a2 = feature_pair<2 * T>(pair[1]), a3 = feature_pair<2 * T + 1>(pair[1]);
+#pragma unroll
+                for (int n = 0; n < COLUMN_TILES; n++) {
+                    multiply(sums[decltype(i)::value][n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+                }
+            }
+        });
+    }
+}
+DEVICE void add_sums(Sums& sums, const bf16* turned, const bf16* columns) {
+    const int warp = threadIdx.x / 32;
+    each<0, WARPS>([&](auto w) {
+        if (warp == decltype(w)::value) add_sums_of<decltype(w)::value>(sums, turned, columns);
+    });
+}
+DEVICE void fade_sums(Sums& sums, f32 by) {
+#pragma unroll
+    for (int i = 0; i < WARP_TILES; i++) {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i][n][j] *= by;
+        }
+    }
+}
+DEVICE void clear_sums(Sums& sums) {
+#pragma unroll
+    for (int i = 0; i < WARP_TILES; i++) {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i][n][j] = 0;
+        }
+    }
+}
+DEVICE f32* sums_at(const Walk& p, const Place& u) {
+    f32* of_warp = p.sums + (i64(u.head) * p.slots + u.at.slot) * (THREADS * SUMS) + threadIdx.x / 32 * (SUMS * 32);
+    return of_warp + threadIdx.x % 32;
+}
+DEVICE void load_sums(Sums& sums, const f32* from) {
+#pragma unroll
+    for (int i = 0; i < WARP_TILES; i++) {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i][n][j] = from[((i * COLUMN_TILES + n) * 4 + j) * 32];
+        }
+    }
+}
+DEVICE void store_sums(const Sums& sums, f32* to) {
+#pragma unroll
+    for (int i = 0; i < WARP_TILES; i++) {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) to[((i * COLUMN_TILES + n) * 4 + j) * 32] = sums[i][n][j];
+        }
+    }
+}
+// Rounded to be read, with the factors of their halves.
+DEVICE void show_sums(const Sums& sums, bf16* table, const f32* factors) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < WARP_TILES; i++) {
+        const int tile = warp * WARP_TILES + i;
+        if (tile >= TILES) break;
+        bf16* row = table + (tile * 16 + g) * COLUMN_STRIDE + 2 * t;
+        f32 low = factors[2 * tile], high = factors[2 * tile + 1];
+        // Of the half of order 0 only the first feature is one.
+        if (g > 0) {
+            if (HAS_ONE && 2 * tile == HALVES - 1) low = 0;
+            if (HAS_ONE && 2 * tile + 1 == HALVES - 1) high = 0;
+        }
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            *reinterpret_cast<u32*>(row + 8 * n) = bf16x2_bits(sums[i][n][0] * low, sums[i][n][1] * low);
+            *reinterpret_cast<u32*>(row + 8 * COLUMN_STRIDE + 8 * n) = bf16x2_bits(sums[i][n][2] * high, sums[i][n][3] * high);
+        }
+    }
+}
+DEVICE void make_factors(const Walk& p, f32* factors) {
+    each<0, 2 * TILES>([&](auto n) {
+        constexpr int N = decltype(n)::value, ORDER = HalfOf<N>::order;
+        if (int(threadIdx.x) == N % THREADS) factors[N] = ORDER >= 0 ? f32(HalfOf<N>::times) * p.a[ORDER >= 0 ? ORDER : 0] : 0.0f;
+    });
+}
+
+// ---- Tokens in shared memory ----------------------------------------------------------------------------------
+// Rows [CHUNK x D_KEY] of tokens from `first` on; zeros after the last.
+DEVICE void fetch_keys(bf16* to, const View& x, i64 batch, i64 head, i64 token, int first, int tokens) {
+    for (int i = threadIdx.x; i < CHUNK * KEY_TILES; i += THREADS) {
+        const int t = i / KEY_TILES, part = i % KEY_TILES;
+        const bool is = first + t < tokens;
+        const bf16* from = row<const bf16>(x, batch, head, token + (is ? first + t : 0)) + part * 8;
+        copy_async<16>(to + t * KEY_STRIDE + part * 8, from, is ? 16 : 0);
+    }
+}
+// The same of values, whose further columns stay as they are.
+DEVICE void fetch_values(bf16* to, const View& x, i64 batch, i64 head, i64 token, int first, int tokens) {
+    if constexpr (D_VALUE % 8 == 0) {
+        for (int i = threadIdx.x; i < CHUNK * (D_VALUE / 8); i += THREADS) {
+            const int t = i / (D_VALUE / 8), part = i % (D_VALUE / 8);
+            const bool is = first + t < tokens;
+            const bf16* from = row<const bf16>(x, batch, head, token + (is ? first + t : 0)) + part * 8;
+            copy_async<16>(to + t * COLUMN_STRIDE + part * 8, from, is ? 16 : 0);
+        }
+    } else {
+        for (int i = threadIdx.x; i < CHUNK * D_VALUE; i += THREADS) {
+            const int t = i / D_VALUE, j = i % D_VALUE;
+            bf16 x_j;
+            x_j.bits = 0;
+            if (first + t < tokens) x_j = row<const bf16>(x, batch, head, token + first + t)[j];
+            to[t * COLUMN_STRIDE + j] = x_j;
+        }
+    }
+}
+// The one after a value, and zeros; all zeros after the last token.
+DEVICE void put_ones(bf16* to, int first, int tokens) {
+    for (int i = threadIdx.x; i < CHUNK * (COLUMNS - D_VALUE); i += THREADS) {
+        const int t = i / (COLUMNS - D_VALUE), j = i % (COLUMNS - D_VALUE);
+        to[t * COLUMN_STRIDE + D_VALUE + j].bits = j == 0 && first + t < tokens ? 0x3f80 : 0;
+    }
+}
+// [D_KEY x CHUNK] of rows.
+DEVICE void turn(bf16* to, const bf16* rows) {
+    const int t = threadIdx.x % CHUNK, part = threadIdx.x / CHUNK * (D_KEY / 2);
+    const bf16* from = rows + t * KEY_STRIDE + part;
+    u32 w[D_KEY / 4];
+#pragma unroll
+    for (int i = 0; i < D_KEY / 4; i++) w[i] = reinterpret_cast<const u32*>(from)[i];
+#pragma unroll
+    for (int i = 0; i < D_KEY / 4; i++) {
+        to[(part + 2 * i) * TURNED_STRIDE + t].bits = u16(w[i]);
+        to[(part + 2 * i + 1) * TURNED_STRIDE + t].bits = u16(w[i] >> 16);
+    }
+}
+// Columns of each token times a number of its own.
+DEVICE void scale_columns(bf16* to, const bf16* from, const f32* by) {
+    for (int i = threadIdx.x; i < CHUNK * COLUMNS / 2; i += THREADS) {
+        const int t = i / (COLUMNS / 2), j = i % (COLUMNS / 2);
+        const u32 x = reinterpret_cast<const u32*>(from + t * COLUMN_STRIDE)[j];
+        reinterpret_cast<u32*>(to + t * COLUMN_STRIDE)[j] = bf16x2_bits(low_of(x) * by[t], high_of(x) * by[t]);
+    }
+}
+
+// ---- Pairs ----------------------------------------------------------------------------------------------------
+// x = rows · (16 tokens)ᵀ, two tiles of 8. `rows` as left factor, tokens in shared memory.
+DEVICE void logits(f32 (&x)[2][4], const Rotated& rows, const bf16* tokens) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) x[n][j] = 0;
+    }
+    if constexpr (D_KEY == 16) {
+        u32 w[4];
+        load_matrices<false>(w, tokens + lane % 16 * KEY_STRIDE + lane / 16 * 8);
+        multiply(x[0], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[0], w[2]);
+        multiply(x[1], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[1], w[3]);
+    } else {
+        u32 w[2];
+        load_matrices<false>(w, tokens + lane % 16 * KEY_STRIDE);
+        multiply(x[0], rows.pair[0][0], rows.pair[1][0], w[0]);
+        multiply(x[1], rows.pair[0][0], rows.pair[1][0], w[1]);
+    }
+}
+// c += w · (16 tokens' columns).
+DEVICE void weigh_columns(f32 (&c)[COLUMN_TILES][4], const f32 (&w)[2][4], const bf16* columns) {
+    const Right right = right_rows(columns);
+    const u32 a0 = bf16x2_bits(w[0][0], w[0][1]), a1 = bf16x2_bits(w[0][2], w[0][3]);
+    const u32 a2 = bf16x2_bits(w[1][0], w[1][1]), a3 = bf16x2_bits(w[1][2], w[1][3]);
+#pragma unroll
+    for (int n = 0; n < COLUMN_TILES; n++) multiply(c[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+}
+// c += w · (16 tokens' keys).
+DEVICE void weigh_keys(f32 (&c)[KEY_TILES][4], const f32 (&w)[2][4], const bf16* tokens) {
+    const int lane = threadIdx.x % 32;
+    const u32 a0 = bf16x2_bits(w[0][0], w[0][1]), a1 = bf16x2_bits(w[0][2], w[0][3]);
+    const u32 a2 = bf16x2_bits(w[1][0], w[1][1]), a3 = bf16x2_bits(w[1][2], w[1][3]);
+    if constexpr (D_KEY == 16) {
+        u32 b[4];
+        load_matrices<true>(b, tokens + lane % 16 * KEY_STRIDE + lane / 16 * 8);
+        multiply(c[0], a0, a1, a2, a3, b[0], b[1]);
+        multiply(c[KEY_TILES - 1], a0, a1, a2, a3, b[2], b[3]);
+    } else {
+        u32 b[2];
+        load_matrices<true>(b, tokens + lane % 16 * KEY_STRIDE);
+        multiply(c[0], a0, a1, a2, a3, b[0], b[1]);
+    }
+}
+// d = left · (16 tokens' columns)ᵀ, two tiles of 8.
+DEVICE void by_weights(f32 (&d)[2][4], const Left& left, const bf16* columns) {
+    const Right right = right_columns(columns);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) d[n][j] = 0;
+        transposed_times(d[n], left, right, n);
+    }
+}
+DEVICE f32 polynomial(const Walk& p, f32 x) { return fmaf(fmaf(fmaf(p.a[3], x, p.a[2]), x, p.a[1]), x, p.a[0]); }
+DEVICE f32 slope(const Walk& p, f32 x) { return fmaf(fmaf(3.0f * p.a[3], x, 2.0f * p.a[2]), x, p.a[1]); }
+
+// What a pair of row and column weighs, but for the polynomial or exponential, as logarithms to base 2: that of rows g and
+// g+8, those of columns in shared memory, that of all.
+constexpr bool LOGS = FADES || NEAR;
+struct Logs {
+    f32 row[2];
+    const f32* column;
+    f32 all;
+};
+// How a tile of 16 rows and 16 columns is weighed: a key of the same tile is seen by its own and later tokens.
+enum Cut { WHOLE, COLUMNS_UP_TO_ROW, COLUMNS_FROM_ROW };
+
+// Of logits x: weights, or their slopes, times what the pair weighs otherwise. `exact`: near ones.
+template <bool SLOPE>
+DEVICE void weigh(const Walk& p, f32 (&w)[2][4], const f32 (&x)[2][4], const Logs& logs, Cut cut, bool exact) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if (NEAR && exact) {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const f32 log = logs.row[j / 2] + logs.column[8 * n + 2 * t + j % 2] + logs.all;
+                w[n][j] = exp2_of(fmaf(x[n][j], p.scale * LOG2_E, log)) * (SLOPE ? p.scale : 1.0f);
+            }
+        }
+    } else {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                w[n][j] = SLOPE ? slope(p, x[n][j]) : polynomial(p, x[n][j]);
+                if constexpr (LOGS) {
+                    w[n][j] *= exp2_of(logs.row[j / 2] + logs.column[8 * n + 2 * t + j % 2] + logs.all);
+                }
+            }
+        }
+    }
+    if (cut != WHOLE) {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int row = g + j / 2 * 8, column = 8 * n + 2 * t + j % 2;
+                if (cut == COLUMNS_UP_TO_ROW ? column > row : column < row) w[n][j] = 0;
+            }
+        }
+    }
+}
+// Whether tokens of two tiles of 16 are near each other.
+DEVICE bool is_near(const Walk& p, int query, int key) { return NEAR && query / p.block - key / p.block <= p.near; }
+
+DEVICE Place place_of(const Walk& p) {
+    const Item& at = p.items[blockIdx.x];
+    const int head = int(blockIdx.y);
+    return Place{at, head, FADES ? p.g + (head * p.works + at.work) : nullptr};
+}
+// Logarithms to base 2 of a chunk's tokens relative to the mark before it.
+DEVICE f32 log_of(const Walk& p, const Place& u, int chunk, int token, f64 mark) {
+    const int at = chunk * CHUNK + token;
+    return FADES && at < u.at.tokens ? f32(u.g[at] - mark) * LOG2_E : 0.0f;
+}
+DEVICE i64 query_at(const Walk& p, const Place& u, int h) { return (i64(u.head) * p.group + h) * p.works + u.at.work; }

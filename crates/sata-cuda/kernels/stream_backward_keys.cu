@@ -1,0 +1,165 @@
+// Gradients by keys and values: one block walks with R, the sums of queries after a chunk, from an item's last chunk to its
+// first. A warp has 16 keys: dv̂ and dk from sums and from the queries until them. Leaves v̂·dv̂ where weights decay.
+// Grid: items, key/value heads. Bytes: q, k, v, dy, dk, dv once, 8 per query. See stream_backward.cuh.
+#include "stream_backward.cuh"
+
+struct Shared {
+    bf16 table[TILES * 16 * COLUMN_STRIDE];
+    bf16 queries[2][CHUNK * KEY_STRIDE];
+    bf16 dy[2][CHUNK * COLUMN_STRIDE];
+    bf16 columns[CHUNK * COLUMN_STRIDE];
+    bf16 turned[D_KEY * TURNED_STRIDE];
+    bf16 keys[2][CHUNK * KEY_STRIDE];
+    bf16 values[2][CHUNK * COLUMN_STRIDE];
+    bf16 scaled[LOGS ? CHUNK * COLUMN_STRIDE : 8];
+    f32 of_queries[2][3][CHUNK];
+    f32 logs[LOGS ? CHUNK : 4];
+    f32 factors[(2 * TILES + 3) / 4 * 4];
+    f32 by[CHUNK];
+};
+SAME_SIZE(Shared, KEY_SHARED);
+
+DEVICE void fetch_rows(const Walk& p, const Place& u, Shared& s, int chunk, int to) {
+    fetch_keys(s.keys[to], p.k, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
+    fetch_values(s.values[to], p.v, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
+    put_ones(s.values[to], chunk * CHUNK, u.at.tokens);
+}
+#include "stream_backward_fetch.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backward_keys(const __grid_constant__ Walk p) {
+    DYNAMIC_SHARED(raw);
+    Shared& s = *reinterpret_cast<Shared*>(raw);
+    const Place u = place_of(p);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    Sums sums;
+    clear_sums(sums);
+    if (u.at.end + LAG < u.at.chunks) load_sums(sums, sums_at(p, u));
+    make_factors(p, s.factors);
+
+    // A step: some query head's chunk `other`, for the keys of `chunk`.
+    int chunk = u.at.end - 1, h = 0, other = chunk, own = 0;
+    fetch_rows(p, u, s, chunk, 0);
+    fetch_queries(p, u, s, other, h, 0);
+    copy_async_commit();
+    Rotated x;
+    Left left;
+    Logs logs;
+    f32 dv[COLUMN_TILES][4], dk[KEY_TILES][4];
+#pragma unroll 1
+    for (int buffer = 0; chunk >= u.at.first; buffer ^= 1) {
+        const int until = min(chunk + LAG, u.at.chunks - 1);
+        const bool begins = h == 0 && other == chunk, ends = h + 1 == p.group && other == until;
+        copy_async_wait<0>();
+        __syncthreads();
+        if (!ends) {
+            const bool next = other == until;
+            fetch_queries(p, u, s, next ? chunk : other + 1, next ? h + 1 : h, buffer ^ 1);
+        } else if (chunk > u.at.first) {
+            fetch_rows(p, u, s, chunk - 1, own ^ 1);
+            fetch_queries(p, u, s, chunk - 1, 0, buffer ^ 1);
+        }
+        copy_async_commit();
+        const f64 mark = mark_of(p, u.at, u.head, chunk);
+        const f64 other_mark = LAG > 0 ? mark_of(p, u.at, u.head, other) : mark;
+        const bool sums_grow = other == chunk + LAG;
+        make_columns(p, u, s, other, buffer, other_mark, sums_grow);
+        if (begins) show_sums(sums, s.table, s.factors);
+        __syncthreads();
+        const f64 last_mark = mark_of(p, u.at, u.head, chunk + LAG + 1);
+        if (begins) {
+            x = rotated_rows(s.keys[own] + warp * 16 * KEY_STRIDE);
+            left = left_rows(s.values[own] + warp * 16 * COLUMN_STRIDE);
+#pragma unroll
+            for (int n = 0; n < COLUMN_TILES; n++) dv[n][0] = dv[n][1] = dv[n][2] = dv[n][3] = 0;
+#pragma unroll
+            for (int n = 0; n < KEY_TILES; n++) dk[n][0] = dk[n][1] = dk[n][2] = dk[n][3] = 0;
+            if constexpr (LOGS) {
+#pragma unroll
+                for (int r = 0; r < 2; r++) logs.row[r] = -log_of(p, u, chunk, warp * 16 + g + 8 * r, mark);
+            }
+            if (chunk + LAG + 1 < u.at.chunks) {
+                read_sums(dv, x, s.table);
+                read_slopes(dk, x, left, s.table);
+                if constexpr (FADES) {
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        const f32 far = exp2_of(logs.row[r] + f32(last_mark - mark) * LOG2_E);
+#pragma unroll
+                        for (int e = 0; e < 2; e++) {
+#pragma unroll
+                            for (int n = 0; n < COLUMN_TILES; n++) dv[n][2 * r + e] *= far;
+#pragma unroll
+                            for (int n = 0; n < KEY_TILES; n++) dk[n][2 * r + e] *= far;
+                        }
+                    }
+                }
+            }
+        }
+        logs.all = LAG > 0 && FADES ? f32(other_mark - mark) * LOG2_E : 0.0f;
+#pragma unroll 1
+        for (int tile = other == chunk ? warp : 0; tile < WARPS; tile++) {
+            const bf16* queries = s.queries[buffer] + tile * 16 * KEY_STRIDE;
+            const bf16* columns = s.columns + tile * 16 * COLUMN_STRIDE;
+            const Cut cut = other == chunk && tile == warp ? COLUMNS_FROM_ROW : WHOLE;
+            const bool exact = is_near(p, other * CHUNK + tile * 16, chunk * CHUNK + warp * 16);
+            logs.column = s.logs + (LOGS ? tile * 16 : 0);
+            f32 z[2][4], w[2][4], d[2][4];
+            logits(z, x, queries);
+            weigh<false>(p, w, z, logs, cut, exact);
+            weigh_columns(dv, w, columns);
+            by_weights(d, left, columns);
+            weigh<true>(p, w, z, logs, cut, exact);
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) w[n][j] *= d[n][j];
+            }
+            weigh_keys(dk, w, queries);
+        }
+        if (ends) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const int token = chunk * CHUNK + warp * 16 + g + 8 * r;
+                if constexpr (FADES) {
+                    f32 dot = 0;
+#pragma unroll
+                    for (int n = 0; n < COLUMN_TILES; n++) {
+                        dot += low_of(left.word[2 * n + r]) * dv[n][2 * r] + high_of(left.word[2 * n + r]) * dv[n][2 * r + 1];
+                    }
+                    dot += __shfl_xor_sync(0xffffffffu, dot, 1);
+                    dot += __shfl_xor_sync(0xffffffffu, dot, 2);
+                    if (t == 0 && token < u.at.tokens) p.dw[u.head * p.works + u.at.work + token] = dot;
+                }
+                if (token >= u.at.tokens) continue;
+                bf16* to = row<bf16>(p.dk, u.at.k_batch, u.head, u.at.k_first + token) + 2 * t;
+#pragma unroll
+                for (int n = 0; n < KEY_TILES; n++) {
+                    *reinterpret_cast<u32*>(to + 8 * n) = bf16x2_bits(dk[n][2 * r], dk[n][2 * r + 1]);
+                }
+                to = row<bf16>(p.dv, u.at.k_batch, u.head, u.at.k_first + token);
+#pragma unroll
+                for (int n = 0; n < COLUMN_TILES; n++) {
+                    const int column = 8 * n + 2 * t;
+                    if constexpr (D_VALUE % 2 == 0) {
+                        if (column < D_VALUE) {
+                            *reinterpret_cast<u32*>(to + column) = bf16x2_bits(dv[n][2 * r], dv[n][2 * r + 1]);
+                        }
+                    } else {
+                        if (column < D_VALUE) to[column] = from_f32<bf16>(dv[n][2 * r]);
+                        if (column + 1 < D_VALUE) to[column + 1] = from_f32<bf16>(dv[n][2 * r + 1]);
+                    }
+                }
+            }
+        }
+        if (sums_grow && chunk > u.at.first) {
+            if (FADES && h == 0) fade_sums(sums, exp2_of(f32(last_mark - other_mark) * LOG2_E));
+            add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
+        }
+        if (other < until) {
+            other++;
+        } else {
+            if (++h == p.group) h = 0, chunk--, own ^= 1;
+            other = chunk;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+// Where sequences are cut into items: sums of the chunks of each, of keys for the queries' turn and of queries for the
+// keys', and what precedes (follows) each item.
+// stream_backward_sum_keys, stream_backward_sum_queries. Grid: items, key/value heads; those that nobody reads do nothing.
+// stream_backward_scan. Grid: 256 numbers of a set of sums each; sequences; key/value heads.
+// See stream_backward.cuh.
+#include "stream_backward.cuh"
+
+struct Shared {
+    bf16 queries[2][CHUNK * KEY_STRIDE];
+    bf16 dy[2][CHUNK * COLUMN_STRIDE];
+    bf16 columns[CHUNK * COLUMN_STRIDE];
+    bf16 turned[D_KEY * TURNED_STRIDE];
+    bf16 scaled[LOGS ? CHUNK * COLUMN_STRIDE : 8];
+    f32 of_queries[2][3][CHUNK];
+    f32 logs[LOGS ? CHUNK : 4];
+    f32 by[CHUNK];
+};
+SAME_SIZE(Shared, SUM_SHARED);
+#include "stream_backward_fetch.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backward_sum_keys(const __grid_constant__ Walk p) {
+    DYNAMIC_SHARED(raw);
+    Shared& s = *reinterpret_cast<Shared*>(raw);
+    const Place u = place_of(p);
+    if (u.at.end == u.at.chunks) return;
+    Sums sums;
+    clear_sums(sums);
+    auto fetch = [&](int chunk, int to) {
+        fetch_keys(s.queries[to], p.k, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
+        fetch_values(s.dy[to], p.v, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
+        put_ones(s.dy[to], chunk * CHUNK, u.at.tokens);
+        copy_async_commit();
+    };
+    const int first = max(0, u.at.first - LAG), end = u.at.end - LAG;
+    if (first < end) fetch(first, 0);
+#pragma unroll 1
+    for (int chunk = first; chunk < end; chunk++) {
+        const int buffer = (chunk - first) & 1;
+        copy_async_wait<0>();
+        __syncthreads();
+        if (chunk + 1 < end) fetch(chunk + 1, buffer ^ 1);
+        turn(s.turned, s.queries[buffer]);
+        if constexpr (FADES) {
+            const f64 mark = mark_of(p, u.at, u.head, chunk), next = mark_of(p, u.at, u.head, chunk + 1);
+            for (int i = threadIdx.x; i < CHUNK; i += THREADS) s.by[i] = exp2_of(f32(next - mark) * LOG2_E - log_of(p, u, chunk, i, mark));
+            __syncthreads();
+            scale_columns(s.scaled, s.dy[buffer], s.by);
+            fade_sums(sums, exp2_of(f32(next - mark) * LOG2_E));
+        }
+        __syncthreads();
+        add_sums(sums, s.turned, FADES ? s.scaled : s.dy[buffer]);
+    }
+    store_sums(sums, sums_at(p, u));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backward_sum_queries(const __grid_constant__ Walk p) {
+    DYNAMIC_SHARED(raw);
+    Shared& s = *reinterpret_cast<Shared*>(raw);
+    const Place u = place_of(p);
+    if (u.at.first == 0) return;
+    Sums sums;
+    clear_sums(sums);
+    const int first = min(u.at.first + LAG, u.at.chunks), end = min(u.at.end + LAG, u.at.chunks);
+    const int steps = (end - first) * p.group;
+    if (steps > 0) fetch_queries(p, u, s, end - 1, 0, 0);
+    copy_async_commit();
+    int chunk = end - 1, h = 0;
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        const int buffer = step & 1;
+        const bool next = h + 1 == p.group;
+        copy_async_wait<0>();
+        __syncthreads();
+        if (step + 1 < steps) fetch_queries(p, u, s, next ? chunk - 1 : chunk, next ? 0 : h + 1, buffer ^ 1);
+        copy_async_commit();
+        const f64 mark = mark_of(p, u.at, u.head, chunk);
+        make_columns(p, u, s, chunk, buffer, mark, true);
+        if (FADES && h == 0) fade_sums(sums, exp2_of(f32(mark_of(p, u.at, u.head, chunk + 1) - mark) * LOG2_E));
+        __syncthreads();
+        add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
+        if (++h == p.group) h = 0, chunk--;
+    }
+    store_sums(sums, sums_at(p, u));
+}
+
+// Items of one sequence.
+struct Range {
+    i32 first, count;
+};
+struct Scan {
+    Walk walk;
+    const Range* ranges;
+    i64 reverse;
+};
+SAME_SIZE(Scan, SCAN_BYTES);
+
+extern "C" __global__ void __launch_bounds__(256) stream_backward_scan(const __grid_constant__ Scan scan) {
+    const Walk& p = scan.walk;
+    const Range range = scan.ranges[blockIdx.y];
+    const int head = int(blockIdx.z), i = int(blockIdx.x) * 256 + int(threadIdx.x);
+    if (i >= THREADS * SUMS) return;
+    f32 total = 0;
+    for (int n = 0; n < range.count; n++) {
+        const int item = range.first + (scan.reverse ? range.count - 1 - n : n);
+        f32* at = p.sums + (i64(head) * p.slots + p.items[item].slot) * (THREADS * SUMS) + i;
+        // The last item's own nobody has made.
+        const f32 own = n + 1 < range.count ? *at : 0.0f;
+        *at = total;
+        if constexpr (FADES) {
+            const Item& u = p.items[item];
+            int first = u.first - LAG, end = u.end - LAG;
+            if (scan.reverse) first = min(u.first + LAG, u.chunks), end = min(u.end + LAG, u.chunks);
+            total *= exp2_of(f32(mark_of(p, u, head, max(end, 0)) - mark_of(p, u, head, max(first, 0))) * LOG2_E);
+        }
+        total += own;
+    }
+}
