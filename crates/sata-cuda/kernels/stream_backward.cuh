@@ -14,12 +14,12 @@
 // multiplicities and coefficients, rounded to bf16 and written to shared memory, once a chunk of CHUNK tokens. Pairs of
 // tokens too near for that are weighed one by one: those of a chunk, and with LAG those of LAG chunks before it.
 //
-// Compile-time constants: D_KEY 8 or 16; D_VALUE up to 16; ORDERS a bit for each order of features; WARPS; LAG; FADES
-// whether weights decay; NEAR whether some are exact; ITEM_BYTES, WALK_BYTES sizes of structs.
+// Compile-time constants: D_KEY 8 or 16; D_VALUE up to 16; ORDERS a bit for each order of features; CHUNK; WARPS; LAG;
+// FADES whether weights decay; NEAR whether some are exact; STASH whether sums wait in shared memory while rows are read;
+// ITEM_BYTES, WALK_BYTES sizes of structs.
 #pragma once
 #include "prelude.cuh"
 
-constexpr int CHUNK = 16 * WARPS;
 constexpr int THREADS = 32 * WARPS;
 constexpr int COLUMNS = (D_VALUE + 8) / 8 * 8;
 constexpr int COLUMN_TILES = COLUMNS / 8;
@@ -93,7 +93,6 @@ constexpr int HALVES = half_at(1 << 20).times;
 constexpr bool HAS_ONE = has_order(0);
 constexpr int TILES = (HALVES + 1) / 2;
 constexpr int WARP_TILES = (TILES + WARPS - 1) / WARPS;
-constexpr int SUMS = WARP_TILES * COLUMN_TILES * 4;  // registers of a thread
 
 template <int N>
 struct HalfOf {
@@ -228,7 +227,8 @@ struct Item {
     i64 work;
     i32 tokens, chunks;  // of the sequence
     i32 first, end;      // chunks of this item
-    i32 slot, unused;    // its sums, where the sequence is cut
+    // Where the sequence is cut: the sums before its first chunk, or its own; those after its last chunk.
+    i32 slot, last_slot;
 };
 SAME_SIZE(Item, ITEM_BYTES);
 
@@ -242,7 +242,7 @@ struct Walk {
     f32* inverse;
     f32* tail;
     f32* shift;
-    // [kv_heads][slots][WARPS][SUMS][32]
+    // [kv_heads][slots][SET]
     f32* sums;
     i64 works;
     i32 group, slots, block, near;
@@ -348,8 +348,8 @@ DEVICE Right right_columns(const bf16* rows) {
     Right x;
     if constexpr (COLUMN_TILES >= 2) {
         u32 w[4];
-        load_matrices<false>(w, rows + lane % 16 * COLUMN_STRIDE + lane / 16 * 8);
-        x.word[0][0] = w[0], x.word[0][1] = w[1], x.word[1][0] = w[2], x.word[1][1] = w[3];
+        load_matrices<false>(w, rows + (lane / 16 * 8 + lane % 8) * COLUMN_STRIDE + lane / 8 % 2 * 8);
+        x.word[0][0] = w[0], x.word[1][0] = w[1], x.word[0][1] = w[2], x.word[1][1] = w[3];
     }
     if constexpr (COLUMN_TILES % 2 == 1) {
         u32 w[2];
@@ -370,16 +370,26 @@ DEVICE void transposed_times(f32 (&c)[4], const Left& left, const Right& right, 
 }
 
 // ---- Reading sums ---------------------------------------------------------------------------------------------
-// c += Φ(rows) · table, [16 x COLUMNS].
+// c += Φ(rows) · table, [16 x COLUMNS]. Every other tile has accumulators of its own: products wait for each other less.
 DEVICE void read_sums(f32 (&c)[COLUMN_TILES][4], const Rotated& x, const bf16* table) {
+    f32 odd[COLUMN_TILES][4];
+#pragma unroll
+    for (int n = 0; n < COLUMN_TILES; n++) odd[n][0] = odd[n][1] = odd[n][2] = odd[n][3] = 0;
     each<0, TILES>([&](auto tile) {
         constexpr int T = decltype(tile)::value;
         const Right right = right_rows(table + T * 16 * COLUMN_STRIDE);
         const u32 a0 = feature_pair<2 * T>(x.pair[0]), a1 = feature_pair<2 * T>(x.pair[1]);
         const u32 a2 = feature_pair<2 * T + 1>(x.pair[0]), a3 = feature_pair<2 * T + 1>(x.pair[1]);
 #pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) multiply(c[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            multiply(T % 2 == 0 ? c[n] : odd[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+        }
     });
+#pragma unroll
+    for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) c[n][j] += odd[n][j];
+    }
 }
 
 // Gradients by rows g and g+8, of elements i+2t.
@@ -541,27 +551,29 @@ DEVICE void clear_sums(Sums& sums) {
         }
     }
 }
-DEVICE f32* sums_at(const Walk& p, const Place& u) {
-    f32* of_warp = p.sums + (i64(u.head) * p.slots + u.at.slot) * (THREADS * SUMS) + threadIdx.x / 32 * (SUMS * 32);
-    return of_warp + threadIdx.x % 32;
-}
+constexpr int SET = TILES * COLUMN_TILES * 128;  // numbers of a set of sums
+DEVICE f32* sums_at(const Walk& p, int head, int slot) { return p.sums + (i64(head) * p.slots + slot) * SET; }
 DEVICE void load_sums(Sums& sums, const f32* from) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
+        const int tile = warp * WARP_TILES + i;
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
-#pragma unroll
-            for (int j = 0; j < 4; j++) sums[i][n][j] = from[((i * COLUMN_TILES + n) * 4 + j) * 32];
+            const float4 x = tile < TILES ? load4(from + (tile * COLUMN_TILES + n) * 128 + 4 * lane) : make_float4(0, 0, 0, 0);
+            sums[i][n][0] = x.x, sums[i][n][1] = x.y, sums[i][n][2] = x.z, sums[i][n][3] = x.w;
         }
     }
 }
 DEVICE void store_sums(const Sums& sums, f32* to) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
+        const int tile = warp * WARP_TILES + i;
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
-#pragma unroll
-            for (int j = 0; j < 4; j++) to[((i * COLUMN_TILES + n) * 4 + j) * 32] = sums[i][n][j];
+            const float4 x = make_float4(sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]);
+            if (tile < TILES) store4(to + (tile * COLUMN_TILES + n) * 128 + 4 * lane, x);
         }
     }
 }
@@ -594,36 +606,47 @@ DEVICE void make_factors(const Walk& p, f32* factors) {
 }
 
 // ---- Tokens in shared memory ----------------------------------------------------------------------------------
+// One head's rows of a sequence.
+struct Rows {
+    const bf16* first;
+    i64 stride;
+};
+DEVICE Rows rows_of(const View& x, i64 batch, i64 head, i64 token) { return Rows{row<const bf16>(x, batch, head, token), x.token}; }
+
 // Rows [CHUNK x D_KEY] of tokens from `first` on; zeros after the last.
-DEVICE void fetch_keys(bf16* to, const View& x, i64 batch, i64 head, i64 token, int first, int tokens) {
+DEVICE void fetch_keys(bf16* to, const Rows& x, int first, int tokens) {
+#pragma unroll
     for (int i = threadIdx.x; i < CHUNK * KEY_TILES; i += THREADS) {
         const int t = i / KEY_TILES, part = i % KEY_TILES;
         const bool is = first + t < tokens;
-        const bf16* from = row<const bf16>(x, batch, head, token + (is ? first + t : 0)) + part * 8;
-        copy_async<16>(to + t * KEY_STRIDE + part * 8, from, is ? 16 : 0);
+        copy_async<16>(to + t * KEY_STRIDE + part * 8, x.first + (is ? first + t : 0) * x.stride + part * 8, is ? 16 : 0);
     }
 }
 // The same of values, whose further columns stay as they are.
-DEVICE void fetch_values(bf16* to, const View& x, i64 batch, i64 head, i64 token, int first, int tokens) {
+DEVICE void fetch_values(bf16* to, const Rows& x, int first, int tokens) {
     if constexpr (D_VALUE % 8 == 0) {
-        for (int i = threadIdx.x; i < CHUNK * (D_VALUE / 8); i += THREADS) {
-            const int t = i / (D_VALUE / 8), part = i % (D_VALUE / 8);
+        constexpr int PARTS = D_VALUE / 8;
+        // The last threads first: the first ones have keys to fetch.
+#pragma unroll
+        for (int i = THREADS - 1 - int(threadIdx.x); i < CHUNK * PARTS; i += THREADS) {
+            const int t = i / PARTS, part = i % PARTS;
             const bool is = first + t < tokens;
-            const bf16* from = row<const bf16>(x, batch, head, token + (is ? first + t : 0)) + part * 8;
-            copy_async<16>(to + t * COLUMN_STRIDE + part * 8, from, is ? 16 : 0);
+            copy_async<16>(to + t * COLUMN_STRIDE + part * 8, x.first + (is ? first + t : 0) * x.stride + part * 8, is ? 16 : 0);
         }
     } else {
+#pragma unroll 1
         for (int i = threadIdx.x; i < CHUNK * D_VALUE; i += THREADS) {
             const int t = i / D_VALUE, j = i % D_VALUE;
-            bf16 x_j;
-            x_j.bits = 0;
-            if (first + t < tokens) x_j = row<const bf16>(x, batch, head, token + first + t)[j];
-            to[t * COLUMN_STRIDE + j] = x_j;
+            bf16 element;
+            element.bits = 0;
+            if (first + t < tokens) element = (x.first + (first + t) * x.stride)[j];
+            to[t * COLUMN_STRIDE + j] = element;
         }
     }
 }
 // The one after a value, and zeros; all zeros after the last token.
 DEVICE void put_ones(bf16* to, int first, int tokens) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < CHUNK * (COLUMNS - D_VALUE); i += THREADS) {
         const int t = i / (COLUMNS - D_VALUE), j = i % (COLUMNS - D_VALUE);
         to[t * COLUMN_STRIDE + D_VALUE + j].bits = j == 0 && first + t < tokens ? 0x3f80 : 0;
@@ -631,15 +654,15 @@ DEVICE void put_ones(bf16* to, int first, int tokens) {
 }
 // [D_KEY x CHUNK] of rows.
 DEVICE void turn(bf16* to, const bf16* rows) {
-    const int t = threadIdx.x % CHUNK, part = threadIdx.x / CHUNK * (D_KEY / 2);
-    const bf16* from = rows + t * KEY_STRIDE + part;
-    u32 w[D_KEY / 4];
 #pragma unroll
-    for (int i = 0; i < D_KEY / 4; i++) w[i] = reinterpret_cast<const u32*>(from)[i];
-#pragma unroll
-    for (int i = 0; i < D_KEY / 4; i++) {
-        to[(part + 2 * i) * TURNED_STRIDE + t].bits = u16(w[i]);
-        to[(part + 2 * i + 1) * TURNED_STRIDE + t].bits = u16(w[i] >> 16);
+    for (int i = threadIdx.x; i < CHUNK * (D_KEY / 4); i += THREADS) {
+        const int t = i % CHUNK, part = i / CHUNK * 4;
+        const uint2 x = *reinterpret_cast<const uint2*>(rows + t * KEY_STRIDE + part);
+        bf16* column = to + part * TURNED_STRIDE + t;
+        column[0].bits = u16(x.x);
+        column[TURNED_STRIDE].bits = u16(x.x >> 16);
+        column[2 * TURNED_STRIDE].bits = u16(x.y);
+        column[3 * TURNED_STRIDE].bits = u16(x.y >> 16);
     }
 }
 // Columns of each token times a number of its own.
@@ -662,9 +685,9 @@ DEVICE void logits(f32 (&x)[2][4], const Rotated& rows, const bf16* tokens) {
     }
     if constexpr (D_KEY == 16) {
         u32 w[4];
-        load_matrices<false>(w, tokens + lane % 16 * KEY_STRIDE + lane / 16 * 8);
-        multiply(x[0], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[0], w[2]);
-        multiply(x[1], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[1], w[3]);
+        load_matrices<false>(w, tokens + (lane / 16 * 8 + lane % 8) * KEY_STRIDE + lane / 8 % 2 * 8);
+        multiply(x[0], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[0], w[1]);
+        multiply(x[1], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[2], w[3]);
     } else {
         u32 w[2];
         load_matrices<false>(w, tokens + lane % 16 * KEY_STRIDE);

@@ -4,8 +4,8 @@
 template <class S>
 DEVICE void fetch_queries(const Walk& p, const Place& u, S& s, int chunk, int h, int to) {
     const i64 head = i64(u.head) * p.group + h;
-    fetch_keys(s.queries[to], p.q, u.at.q_batch, head, u.at.q_first, chunk * CHUNK, u.at.tokens);
-    fetch_values(s.dy[to], p.dy, u.at.q_batch, head, u.at.q_first, chunk * CHUNK, u.at.tokens);
+    fetch_keys(s.queries[to], rows_of(p.q, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
+    fetch_values(s.dy[to], rows_of(p.dy, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
     for (int i = threadIdx.x; i < CHUNK * (NEAR ? 3 : 2); i += THREADS) {
         const int kind = i / CHUNK, t = i % CHUNK;
         const bool is = chunk * CHUNK + t < u.at.tokens;

@@ -16,13 +16,15 @@ struct Shared {
     f32 logs[LOGS ? CHUNK : 4];
     f32 factors[(2 * TILES + 3) / 4 * 4];
     f32 by[CHUNK];
+    f32 sums[STASH ? SET : 4];
 };
 SAME_SIZE(Shared, KEY_SHARED);
 
-DEVICE void fetch_rows(const Walk& p, const Place& u, Shared& s, int chunk, int to) {
-    fetch_keys(s.keys[to], p.k, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
-    fetch_values(s.values[to], p.v, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
-    put_ones(s.values[to], chunk * CHUNK, u.at.tokens);
+DEVICE void fetch_rows(const Place& u, Shared& s, const Rows& k, const Rows& v, int chunk, int to) {
+    fetch_keys(s.keys[to], k, chunk * CHUNK, u.at.tokens);
+    fetch_values(s.values[to], v, chunk * CHUNK, u.at.tokens);
+    // Both buffers, and once more the one that the last tokens were in.
+    if (chunk + 3 >= u.at.end) put_ones(s.values[to], chunk * CHUNK, u.at.tokens);
 }
 #include "stream_backward_fetch.cuh"
 
@@ -33,12 +35,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     Sums sums;
     clear_sums(sums);
-    if (u.at.end + LAG < u.at.chunks) load_sums(sums, sums_at(p, u));
+    if (u.at.end + LAG < u.at.chunks) load_sums(sums, sums_at(p, u.head, u.at.last_slot));
+    if constexpr (STASH) store_sums(sums, s.sums);
+    const Rows k = rows_of(p.k, u.at.k_batch, u.head, u.at.k_first), v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
     make_factors(p, s.factors);
 
     // A step: some query head's chunk `other`, for the keys of `chunk`.
     int chunk = u.at.end - 1, h = 0, other = chunk, own = 0;
-    fetch_rows(p, u, s, chunk, 0);
+    fetch_rows(u, s, k, v, chunk, 0);
     fetch_queries(p, u, s, other, h, 0);
     copy_async_commit();
     Rotated x;
@@ -55,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             const bool next = other == until;
             fetch_queries(p, u, s, next ? chunk : other + 1, next ? h + 1 : h, buffer ^ 1);
         } else if (chunk > u.at.first) {
-            fetch_rows(p, u, s, chunk - 1, own ^ 1);
+            fetch_rows(u, s, k, v, chunk - 1, own ^ 1);
             fetch_queries(p, u, s, chunk - 1, 0, buffer ^ 1);
         }
         copy_async_commit();
@@ -63,7 +67,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         const f64 other_mark = LAG > 0 ? mark_of(p, u.at, u.head, other) : mark;
         const bool sums_grow = other == chunk + LAG;
         make_columns(p, u, s, other, buffer, other_mark, sums_grow);
-        if (begins) show_sums(sums, s.table, s.factors);
+        if (begins) {
+            if constexpr (STASH) load_sums(sums, s.sums);
+            show_sums(sums, s.table, s.factors);
+        }
         __syncthreads();
         const f64 last_mark = mark_of(p, u.at, u.head, chunk + LAG + 1);
         if (begins) {
@@ -152,8 +159,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             }
         }
         if (sums_grow && chunk > u.at.first) {
+            if constexpr (STASH) load_sums(sums, s.sums);
             if (FADES && h == 0) fade_sums(sums, exp2_of(f32(last_mark - other_mark) * LOG2_E));
             add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
+            if constexpr (STASH) store_sums(sums, s.sums);
         }
         if (other < until) {
             other++;

@@ -16,14 +16,15 @@ struct Shared {
     f32 logs[SLOTS][LOGS ? CHUNK : 4];
     f32 factors[(2 * TILES + 3) / 4 * 4];
     f32 by[CHUNK];
+    f32 sums[STASH ? SET : 4];
 };
 SAME_SIZE(Shared, QUERY_SHARED);
 
-DEVICE void fetch_chunk(const Walk& p, const Place& u, Shared& s, int chunk) {
+DEVICE void fetch_chunk(const Walk& p, const Place& u, Shared& s, const Rows& k, const Rows& v, int chunk, bool fresh) {
     const int slot = chunk % SLOTS, first = chunk * CHUNK;
-    fetch_keys(s.keys[slot], p.k, u.at.k_batch, u.head, u.at.k_first, first, u.at.tokens);
-    fetch_values(s.columns[slot], p.v, u.at.k_batch, u.head, u.at.k_first, first, u.at.tokens);
-    put_ones(s.columns[slot], first, u.at.tokens);
+    fetch_keys(s.keys[slot], k, first, u.at.tokens);
+    fetch_values(s.columns[slot], v, first, u.at.tokens);
+    if (fresh || first + CHUNK > u.at.tokens) put_ones(s.columns[slot], first, u.at.tokens);
     if constexpr (LOGS) {
         const f64 mark = mark_of(p, u.at, u.head, chunk);
         for (int i = threadIdx.x; i < CHUNK; i += THREADS) s.logs[slot][i] = -log_of(p, u, chunk, i, mark);
@@ -31,8 +32,8 @@ DEVICE void fetch_chunk(const Walk& p, const Place& u, Shared& s, int chunk) {
 }
 DEVICE void fetch_rows(const Walk& p, const Place& u, Shared& s, int chunk, int h, int to) {
     const i64 head = i64(u.head) * p.group + h;
-    fetch_keys(s.queries[to], p.q, u.at.q_batch, head, u.at.q_first, chunk * CHUNK, u.at.tokens);
-    fetch_values(s.dy[to], p.dy, u.at.q_batch, head, u.at.q_first, chunk * CHUNK, u.at.tokens);
+    fetch_keys(s.queries[to], rows_of(p.q, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
+    fetch_values(s.dy[to], rows_of(p.dy, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backward_queries(const __grid_constant__ Walk p) {
@@ -42,12 +43,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     Sums sums;
     clear_sums(sums);
-    if (u.at.first > LAG) load_sums(sums, sums_at(p, u));
+    if (u.at.first > LAG) load_sums(sums, sums_at(p, u.head, u.at.slot));
+    if constexpr (STASH) store_sums(sums, s.sums);
+    const Rows k = rows_of(p.k, u.at.k_batch, u.head, u.at.k_first), v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
     make_factors(p, s.factors);
     // Columns of dy beyond its own stay 0.
     for (int i = threadIdx.x; i < 2 * CHUNK * COLUMN_STRIDE; i += THREADS) s.dy[0][i].bits = 0;
     __syncthreads();
-    for (int chunk = max(0, u.at.first - LAG); chunk <= u.at.first; chunk++) fetch_chunk(p, u, s, chunk);
+    for (int chunk = max(0, u.at.first - LAG); chunk <= u.at.first; chunk++) fetch_chunk(p, u, s, k, v, chunk, true);
     fetch_rows(p, u, s, u.at.first, 0, 0);
     copy_async_commit();
 
@@ -60,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         __syncthreads();
         if (step + 1 < steps) {
             const bool next = h + 1 == p.group;
-            if (next) fetch_chunk(p, u, s, chunk + 1);
+            if (next) fetch_chunk(p, u, s, k, v, chunk + 1, chunk < u.at.first + SLOTS);
             fetch_rows(p, u, s, chunk + (next ? 1 : 0), next ? 0 : h + 1, buffer ^ 1);
         }
         copy_async_commit();
@@ -68,6 +71,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         const f64 sums_mark = LAG > 0 ? mark_of(p, u.at, u.head, max(summed, 0)) : mark;
         const f64 next_mark = mark_of(p, u.at, u.head, max(summed, 0) + 1);
         if (h == 0) {
+            if constexpr (STASH) load_sums(sums, s.sums);
             show_sums(sums, s.table, s.factors);
             if (summed >= 0) {
                 const int slot = summed % SLOTS;
@@ -226,8 +230,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         if (++h == p.group) {
             if (summed >= 0) {
                 const bf16* columns = FADES ? s.scaled : s.columns[summed % SLOTS];
+                if constexpr (STASH) load_sums(sums, s.sums);
                 if constexpr (FADES) fade_sums(sums, exp2_of(f32(next_mark - sums_mark) * LOG2_E));
                 add_sums(sums, s.turned, columns);
+                if constexpr (STASH) store_sums(sums, s.sums);
             }
             h = 0;
             chunk++;

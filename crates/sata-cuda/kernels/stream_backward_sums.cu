@@ -1,9 +1,12 @@
-// Where sequences are cut into items: sums of the chunks of each, of keys for the queries' turn and of queries for the
-// keys', and what precedes (follows) each item.
+// Where sequences are cut: sums of the chunks of each item, of keys for the queries' turn and of queries for the keys', and
+// what precedes (follows) each item. Items are smaller than those that walk, so that the device is busy.
 // stream_backward_sum_keys, stream_backward_sum_queries. Grid: items, key/value heads; those that nobody reads do nothing.
 // stream_backward_scan. Grid: 256 numbers of a set of sums each; sequences; key/value heads.
 // See stream_backward.cuh.
 #include "stream_backward.cuh"
+
+// What `last_slot` says here: whether somebody reads the sums of an item's keys, and queries.
+constexpr int OF_KEYS = 1, OF_QUERIES = 2;
 
 struct Shared {
     bf16 queries[2][CHUNK * KEY_STRIDE];
@@ -22,16 +25,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
     DYNAMIC_SHARED(raw);
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const Place u = place_of(p);
-    if (u.at.end == u.at.chunks) return;
+    if ((u.at.last_slot & OF_KEYS) == 0) return;
     Sums sums;
     clear_sums(sums);
+    const Rows k = rows_of(p.k, u.at.k_batch, u.head, u.at.k_first), v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
+    const int first = max(0, u.at.first - LAG), end = u.at.end - LAG;
     auto fetch = [&](int chunk, int to) {
-        fetch_keys(s.queries[to], p.k, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
-        fetch_values(s.dy[to], p.v, u.at.k_batch, u.head, u.at.k_first, chunk * CHUNK, u.at.tokens);
-        put_ones(s.dy[to], chunk * CHUNK, u.at.tokens);
+        fetch_keys(s.queries[to], k, chunk * CHUNK, u.at.tokens);
+        fetch_values(s.dy[to], v, chunk * CHUNK, u.at.tokens);
+        if (chunk < first + 2) put_ones(s.dy[to], chunk * CHUNK, u.at.tokens);
         copy_async_commit();
     };
-    const int first = max(0, u.at.first - LAG), end = u.at.end - LAG;
     if (first < end) fetch(first, 0);
 #pragma unroll 1
     for (int chunk = first; chunk < end; chunk++) {
@@ -50,14 +54,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
         __syncthreads();
         add_sums(sums, s.turned, FADES ? s.scaled : s.dy[buffer]);
     }
-    store_sums(sums, sums_at(p, u));
+    store_sums(sums, sums_at(p, u.head, u.at.slot));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backward_sum_queries(const __grid_constant__ Walk p) {
     DYNAMIC_SHARED(raw);
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const Place u = place_of(p);
-    if (u.at.first == 0) return;
+    if ((u.at.last_slot & OF_QUERIES) == 0) return;
     Sums sums;
     clear_sums(sums);
     const int first = min(u.at.first + LAG, u.at.chunks), end = min(u.at.end + LAG, u.at.chunks);
@@ -80,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
         add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
         if (++h == p.group) h = 0, chunk--;
     }
-    store_sums(sums, sums_at(p, u));
+    store_sums(sums, sums_at(p, u.head, u.at.slot));
 }
 
 // Items of one sequence.
@@ -98,13 +102,12 @@ extern "C" __global__ void __launch_bounds__(256) stream_backward_scan(const __g
     const Walk& p = scan.walk;
     const Range range = scan.ranges[blockIdx.y];
     const int head = int(blockIdx.z), i = int(blockIdx.x) * 256 + int(threadIdx.x);
-    if (i >= THREADS * SUMS) return;
+    if (i >= SET) return;
     f32 total = 0;
     for (int n = 0; n < range.count; n++) {
         const int item = range.first + (scan.reverse ? range.count - 1 - n : n);
-        f32* at = p.sums + (i64(head) * p.slots + p.items[item].slot) * (THREADS * SUMS) + i;
-        // The last item's own nobody has made.
-        const f32 own = n + 1 < range.count ? *at : 0.0f;
+        f32* at = sums_at(p, head, p.items[item].slot) + i;
+        const f32 own = (p.items[item].last_slot & (scan.reverse ? OF_QUERIES : OF_KEYS)) != 0 ? *at : 0.0f;
         *at = total;
         if constexpr (FADES) {
             const Item& u = p.items[item];

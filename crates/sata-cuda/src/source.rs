@@ -24,6 +24,8 @@ const HEADERS: &[(&str, &str)] = headers![
     "hopper_mma.cuh",
     "prelude.cuh",
     "series.cuh",
+    "stream_backward.cuh",
+    "stream_backward_fetch.cuh",
 ];
 
 /// A kernel file with its defines: what is compiled, loaded and cached as one.

@@ -2,6 +2,9 @@
 
 use crate::{Plain, RawView};
 
+pub(super) const OF_KEYS: i32 = 1;
+pub(super) const OF_QUERIES: i32 = 2;
+
 /// `Item` of `stream_backward.cuh`: neighbouring chunks of one sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
@@ -16,7 +19,8 @@ pub(super) struct Item {
     pub first: i32,
     pub end: i32,
     pub slot: i32,
-    pub unused: i32,
+    /// Of parts: whose sums are read, [`OF_KEYS`] and [`OF_QUERIES`].
+    pub last_slot: i32,
 }
 
 // SAFETY: numbers of 8 bytes, then an even number of such of 4.

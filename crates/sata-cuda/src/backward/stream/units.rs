@@ -25,9 +25,9 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Warps of a block for keys of `d_key` elements; each has 16 tokens of a chunk.
-fn warps(d_key: usize) -> usize {
-    if d_key == 8 { 4 } else { 8 }
+/// Tokens of a chunk for keys of `d_key` elements: 16 for each warp that reads.
+fn chunk(d_key: usize) -> usize {
+    if d_key == 8 { 64 } else { 128 }
 }
 
 /// Bytes of `count` rows of 8 or 24 elements, whichever holds `columns`.
@@ -41,7 +41,7 @@ impl Shape {
         let (near, lag) = match spec.near() {
             Near::None => (false, 0),
             Near::Blocks(n) => {
-                let (block, chunk) = (spec.block(), 16 * warps(d_key));
+                let (block, chunk) = (spec.block(), chunk(d_key));
                 // A chunk's first query may stand anywhere in a block, but where both always meet.
                 let tokens = n.saturating_mul(block).saturating_add(block - gcd(block, chunk));
                 (true, tokens.div_ceil(chunk))
@@ -51,17 +51,19 @@ impl Shape {
         Shape { d_key, d_value: spec.d_value(), orders, fades, near, lag }
     }
 
-    pub fn warps(&self) -> usize {
-        warps(self.d_key)
-    }
-
-    pub fn threads(&self) -> usize {
-        32 * self.warps()
-    }
-
     /// Tokens of a chunk.
     pub fn chunk(&self) -> usize {
-        16 * self.warps()
+        chunk(self.d_key)
+    }
+
+    /// Threads of a block that walks.
+    pub fn threads(&self) -> usize {
+        2 * self.chunk()
+    }
+
+    /// Threads of a block that sums.
+    pub fn sum_threads(&self) -> usize {
+        if self.d_key == 8 { 128 } else { 512 }
     }
 
     fn columns(&self) -> usize {
@@ -84,7 +86,12 @@ impl Shape {
 
     /// Numbers of a set of sums.
     pub fn sums_len(&self) -> usize {
-        self.threads() * self.tiles().div_ceil(self.warps()) * self.columns() / 2
+        self.tiles() * self.columns() * 16
+    }
+
+    /// Whether sums wait in shared memory while rows are read: registers do not hold both.
+    fn stash(&self) -> bool {
+        self.d_key == 16 && self.orders >> 3 & 1 == 1
     }
 
     fn logs(&self) -> bool {
@@ -98,8 +105,11 @@ impl Shape {
         [keys, rows(chunk, self.columns()), self.d_key * (chunk + 8) * 2, 4 * chunk]
     }
 
+    /// Bytes of what reads sums: rounded ones, factors, and what waits.
     fn table(&self) -> usize {
-        rows(16 * self.tiles(), self.columns()) + (2 * self.tiles()).next_multiple_of(4) * 4
+        rows(16 * self.tiles(), self.columns())
+            + (2 * self.tiles()).next_multiple_of(4) * 4
+            + if self.stash() { 4 * self.sums_len() } else { 16 }
     }
 
     pub fn query_shared(&self) -> usize {
@@ -127,14 +137,16 @@ impl Shape {
 
     /// Blocks of threads that a multiprocessor should hold, as registers and shared memory let it.
     pub fn blocks(&self) -> usize {
-        if self.d_key == 8 { 3 } else { 1 }
+        if self.d_key == 8 { 4 } else { 1 }
     }
 
-    fn unit(&self, unit: Unit) -> Unit {
+    fn unit(&self, unit: Unit, threads: usize) -> Unit {
         unit.define("D_KEY", self.d_key)
             .define("D_VALUE", self.d_value)
             .define("ORDERS", self.orders)
-            .define("WARPS", self.warps())
+            .define("CHUNK", self.chunk())
+            .define("WARPS", threads / 32)
+            .define("STASH", u8::from(self.stash()))
             .define("LAG", self.lag)
             .define("FADES", u8::from(self.fades))
             .define("NEAR", u8::from(self.near))
@@ -144,19 +156,19 @@ impl Shape {
     }
 
     pub fn queries(&self) -> Unit {
-        self.unit(unit!("stream_backward_queries.cu"))
+        self.unit(unit!("stream_backward_queries.cu"), self.threads())
             .define("QUERY_BLOCKS", self.blocks())
             .define("QUERY_SHARED", self.query_shared())
     }
 
     pub fn keys(&self) -> Unit {
-        self.unit(unit!("stream_backward_keys.cu"))
+        self.unit(unit!("stream_backward_keys.cu"), self.threads())
             .define("KEY_BLOCKS", self.blocks())
             .define("KEY_SHARED", self.key_shared())
     }
 
     pub fn sums(&self) -> Unit {
-        self.unit(unit!("stream_backward_sums.cu"))
+        self.unit(unit!("stream_backward_sums.cu"), self.sum_threads())
             .define("SUM_BLOCKS", self.blocks())
             .define("SUM_SHARED", self.sum_shared())
             .size_of::<Scan>("SCAN_BYTES")
@@ -180,7 +192,7 @@ mod tests {
         for d in [8, 16] {
             for n in [0, 1, 3] {
                 for block in [16, 48, 64, 128, 256] {
-                    let (lag, chunk) = (lag(d, n, block), 16 * warps(d));
+                    let (lag, chunk) = (lag(d, n, block), chunk(d));
                     // What chunk c's first query has to see exactly begins at or after chunk c - lag.
                     let holds = |lag: usize| {
                         (lag..lag + 200).all(|c| {
