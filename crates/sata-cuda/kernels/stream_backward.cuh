@@ -21,7 +21,11 @@
 #include "prelude.cuh"
 
 constexpr int THREADS = 32 * WARPS;
-constexpr int COLUMNS = (D_VALUE + 8) / 8 * 8;
+// Warps that share 16 rows: each reads its part of the tiles of features, and weighs every SPLIT-th tile of tokens.
+constexpr int ROW_TILES = CHUNK / 16, SPLIT = WARPS > ROW_TILES ? WARPS / ROW_TILES : 1;
+static_assert(SPLIT <= 2, "what two warps share goes from one to the other");
+// A value and two ones; of ĝ, two parts of its last element, which is the small difference of large ones.
+constexpr int COLUMNS = (D_VALUE + 9) / 8 * 8;
 constexpr int COLUMN_TILES = COLUMNS / 8;
 constexpr int KEY_TILES = D_KEY / 8;
 // Elements from one row to the next in shared memory, such that 8 rows of 16 bytes lie in different banks.
@@ -253,13 +257,21 @@ struct Walk {
 };
 SAME_SIZE(Walk, WALK_BYTES);
 
+// One head's rows of a sequence.
+struct Rows {
+    const bf16* first;
+    i64 stride;
+};
+DEVICE Rows rows_of(const View& x, i64 batch, i64 head, i64 token) { return Rows{row<const bf16>(x, batch, head, token), x.token}; }
+
 struct Place {
     Item at;
-    int head;
+    i64 head;
     const f64* g;
+    Rows k, v;
 };
 // g at the last token before a chunk: what sums of all tokens before it are relative to.
-DEVICE f64 mark_of(const Walk& p, const Item& at, int head, int chunk) {
+DEVICE f64 mark_of(const Walk& p, const Item& at, i64 head, int chunk) {
     const i64 token = min(i64(chunk) * CHUNK, i64(at.tokens)) - 1;
     return FADES && token >= 0 ? p.g[head * p.works + at.work + token] : 0.0;
 }
@@ -298,15 +310,17 @@ struct Left {
     u32 word[2 * COLUMN_TILES];
 };
 // From what a product left in accumulators.
-DEVICE Left left_of(const f32 (&c)[COLUMN_TILES][4], f32 low, f32 high) {
+DEVICE Left left_of(const f32 (&c)[COLUMN_TILES][4]) {
     Left x;
 #pragma unroll
     for (int n = 0; n < COLUMN_TILES; n++) {
-        x.word[2 * n] = bf16x2_bits(c[n][0] * low, c[n][1] * low);
-        x.word[2 * n + 1] = bf16x2_bits(c[n][2] * high, c[n][3] * high);
+        x.word[2 * n] = bf16x2_bits(c[n][0], c[n][1]);
+        x.word[2 * n + 1] = bf16x2_bits(c[n][2], c[n][3]);
     }
     return x;
 }
+// What bf16 leaves of a number.
+DEVICE f32 rest_of(f32 x) { return x - to_f32(from_f32<bf16>(x)); }
 // From rows in shared memory.
 DEVICE Left left_rows(const bf16* rows) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -370,20 +384,34 @@ DEVICE void transposed_times(f32 (&c)[4], const Left& left, const Right& right, 
 }
 
 // ---- Reading sums ---------------------------------------------------------------------------------------------
-// c += Φ(rows) · table, [16 x COLUMNS]. Every other tile has accumulators of its own: products wait for each other less.
-DEVICE void read_sums(f32 (&c)[COLUMN_TILES][4], const Rotated& x, const bf16* table) {
+template <int WHICH>
+struct Part {
+    static constexpr int begin = WHICH * TILES / SPLIT, end = (WHICH + 1) * TILES / SPLIT;
+};
+template <class F>
+DEVICE void of_part(int part, F&& f) {
+    if (SPLIT == 1 || part == 0) f(Constant<0>{});
+    else f(Constant<SPLIT - 1>{});
+}
+
+// c += Φ(rows) · table, [16 x COLUMNS], over a part's features. Every other tile has accumulators of its own: products
+// wait for each other less.
+DEVICE void read_sums(f32 (&c)[COLUMN_TILES][4], const Rotated& x, const bf16* table, int part) {
     f32 odd[COLUMN_TILES][4];
 #pragma unroll
     for (int n = 0; n < COLUMN_TILES; n++) odd[n][0] = odd[n][1] = odd[n][2] = odd[n][3] = 0;
-    each<0, TILES>([&](auto tile) {
-        constexpr int T = decltype(tile)::value;
-        const Right right = right_rows(table + T * 16 * COLUMN_STRIDE);
-        const u32 a0 = feature_pair<2 * T>(x.pair[0]), a1 = feature_pair<2 * T>(x.pair[1]);
-        const u32 a2 = feature_pair<2 * T + 1>(x.pair[0]), a3 = feature_pair<2 * T + 1>(x.pair[1]);
+    of_part(part, [&](auto own) {
+        constexpr int BEGIN = Part<decltype(own)::value>::begin, END = Part<decltype(own)::value>::end;
+        each<BEGIN, END>([&](auto tile) {
+            constexpr int T = decltype(tile)::value;
+            const Right right = right_rows(table + T * 16 * COLUMN_STRIDE);
+            const u32 a0 = feature_pair<2 * T>(x.pair[0]), a1 = feature_pair<2 * T>(x.pair[1]);
+            const u32 a2 = feature_pair<2 * T + 1>(x.pair[0]), a3 = feature_pair<2 * T + 1>(x.pair[1]);
 #pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) {
-            multiply(T % 2 == 0 ? c[n] : odd[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
-        }
+            for (int n = 0; n < COLUMN_TILES; n++) {
+                multiply(T % 2 == 0 ? c[n] : odd[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+            }
+        });
     });
 #pragma unroll
     for (int n = 0; n < COLUMN_TILES; n++) {
@@ -394,60 +422,73 @@ DEVICE void read_sums(f32 (&c)[COLUMN_TILES][4], const Rotated& x, const bf16* t
 
 // Gradients by rows g and g+8, of elements i+2t.
 struct Slopes {
-    f32 x[2][D_KEY];
+    u32 pair[2][D_KEY / 2];
     f32 by[2][D_KEY];
     // Of two rows and two columns: what two elements that many monomials begin with are multiplied by.
     f32 prefix[2][2], sum[2][2];
 };
-template <int N>
-DEVICE void take_slopes(Slopes& s, const f32 (&d)[4]) {
+template <int I>
+DEVICE f32 element(const Slopes& s, int r) {
+    return I % 2 == 0 ? low_of(s.pair[r][I / 2]) : high_of(s.pair[r][I / 2]);
+}
+template <int N, int E, int BEGIN, int END>
+DEVICE void take_slopes_of(Slopes& s, const f32 (&d)[4]) {
     using H = HalfOf<N>;
+    constexpr bool FIRST = H::first || N == BEGIN, LAST = H::last || N + 1 == END;
+    constexpr int A = (H::a + E) % D_KEY, B = (H::b + E) % D_KEY, C = (H::c + E) % D_KEY;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int a = (H::a + e) % D_KEY, b = (H::b + e) % D_KEY, c = (H::c + e) % D_KEY;
-            const f32 dx = d[2 * r + e];
-            if constexpr (H::order == 3) {
-                if constexpr (H::first) s.prefix[r][e] = s.x[r][a] * s.x[r][b], s.sum[r][e] = 0;
-                s.sum[r][e] = fmaf(dx, s.x[r][c], s.sum[r][e]);
-                s.by[r][c] = fmaf(dx, s.prefix[r][e], s.by[r][c]);
-                if constexpr (H::last) {
-                    s.by[r][a] = fmaf(s.sum[r][e], s.x[r][b], s.by[r][a]);
-                    s.by[r][b] = fmaf(s.sum[r][e], s.x[r][a], s.by[r][b]);
-                }
-            } else if constexpr (H::order == 2) {
-                if constexpr (H::first) s.sum[r][e] = 0;
-                s.sum[r][e] = fmaf(dx, s.x[r][b], s.sum[r][e]);
-                s.by[r][b] = fmaf(dx, s.x[r][a], s.by[r][b]);
-                if constexpr (H::last) s.by[r][a] += s.sum[r][e];
-            } else if constexpr (H::order == 1) {
-                s.by[r][a] += dx;
+        const f32 dx = d[2 * r + E];
+        f32 &prefix = s.prefix[r][E], &sum = s.sum[r][E];
+        if constexpr (H::order == 3) {
+            if constexpr (FIRST) prefix = element<A>(s, r) * element<B>(s, r), sum = 0;
+            sum = fmaf(dx, element<C>(s, r), sum);
+            s.by[r][C] = fmaf(dx, prefix, s.by[r][C]);
+            if constexpr (LAST) {
+                s.by[r][A] = fmaf(sum, element<B>(s, r), s.by[r][A]);
+                s.by[r][B] = fmaf(sum, element<A>(s, r), s.by[r][B]);
             }
+        } else if constexpr (H::order == 2) {
+            if constexpr (FIRST) sum = 0;
+            sum = fmaf(dx, element<B>(s, r), sum);
+            s.by[r][B] = fmaf(dx, element<A>(s, r), s.by[r][B]);
+            if constexpr (LAST) s.by[r][A] += sum;
+        } else if constexpr (H::order == 1) {
+            s.by[r][A] += dx;
         }
     }
 }
-// c += the gradient by the rows, [16 x D_KEY], of left · tableᵀ · Φ(rows).
-DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& left, const bf16* table) {
+template <int N, int BEGIN, int END>
+DEVICE void take_slopes(Slopes& s, const f32 (&d)[4]) {
+    take_slopes_of<N, 0, BEGIN, END>(s, d);
+    take_slopes_of<N, 1, BEGIN, END>(s, d);
+}
+// c += the gradient by the rows, [16 x D_KEY], of left · tableᵀ · Φ(rows), over a part's features.
+DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& left, const bf16* table, int part) {
     Slopes s;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
 #pragma unroll
-        for (int i = 0; i < D_KEY; i++) s.x[r][i] = low_of(x.pair[r][i]), s.by[r][i] = 0;
+        for (int i = 0; i < D_KEY; i++) s.by[r][i] = 0;
+#pragma unroll
+        for (int i = 0; i < D_KEY / 2; i++) s.pair[r][i] = x.pair[r][2 * i];
     }
-    each<0, TILES>([&](auto tile) {
-        constexpr int T = decltype(tile)::value;
-        if constexpr (HalfOf<2 * T>::order > 0) {
-            const Right right = right_columns(table + T * 16 * COLUMN_STRIDE);
-            f32 d[4] = {0, 0, 0, 0};
-            transposed_times(d, left, right, 0);
-            take_slopes<2 * T>(s, d);
-            if constexpr (HalfOf<2 * T + 1>::order > 0) {
-                f32 e[4] = {0, 0, 0, 0};
-                transposed_times(e, left, right, 1);
-                take_slopes<2 * T + 1>(s, e);
+    of_part(part, [&](auto own) {
+        constexpr int BEGIN = Part<decltype(own)::value>::begin, END = Part<decltype(own)::value>::end;
+        each<BEGIN, END>([&](auto tile) {
+            constexpr int T = decltype(tile)::value;
+            if constexpr (HalfOf<2 * T>::order > 0) {
+                const Right right = right_columns(table + T * 16 * COLUMN_STRIDE);
+                f32 d[4] = {0, 0, 0, 0};
+                transposed_times(d, left, right, 0);
+                take_slopes<2 * T, 2 * BEGIN, 2 * END>(s, d);
+                if constexpr (HalfOf<2 * T + 1>::order > 0) {
+                    f32 e[4] = {0, 0, 0, 0};
+                    transposed_times(e, left, right, 1);
+                    take_slopes<2 * T + 1, 2 * BEGIN, 2 * END>(s, e);
+                }
             }
-        }
+        });
     });
     // Lane t has elements rotated by 2t; it needs those of columns 2t, 2t+1 (and 8 on) from all four.
     const int lane = threadIdx.x % 32, t = lane % 4;
@@ -472,6 +513,56 @@ DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& le
                 }
             }
         }
+    }
+}
+
+// ---- What two warps share -------------------------------------------------------------------------------------
+// The second warp of a pair gives; the first has the sum. `room` is the pair's own.
+constexpr int ROOM = SPLIT > 1 ? COLUMN_TILES * 128 : 0;
+template <int N>
+DEVICE void gather(f32 (&c)[N][4], f32* room, int part) {
+    if constexpr (SPLIT > 1) {
+        const int lane = threadIdx.x % 32, pair = 1 + threadIdx.x / 32 % ROW_TILES;
+        if (part > 0) {
+#pragma unroll
+            for (int n = 0; n < N; n++) store4(room + n * 128 + 4 * lane, make_float4(c[n][0], c[n][1], c[n][2], c[n][3]));
+        }
+        barrier_sync(pair, 64);
+        if (part == 0) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                const float4 x = load4(room + n * 128 + 4 * lane);
+                c[n][0] += x.x, c[n][1] += x.y, c[n][2] += x.z, c[n][3] += x.w;
+            }
+        }
+    }
+}
+// Numbers of the first warp's, to the second.
+DEVICE void share(Left& x, f32* room, int part) {
+    if constexpr (SPLIT > 1) {
+        const int lane = threadIdx.x % 32, pair = 1 + threadIdx.x / 32 % ROW_TILES;
+        u32* words = reinterpret_cast<u32*>(room);
+        if (part == 0) {
+#pragma unroll
+            for (int i = 0; i < 2 * COLUMN_TILES; i++) words[i * 32 + lane] = x.word[i];
+        }
+        barrier_sync(pair, 64);
+        if (part > 0) {
+#pragma unroll
+            for (int i = 0; i < 2 * COLUMN_TILES; i++) x.word[i] = words[i * 32 + lane];
+        }
+    }
+}
+// The larger of both, to both.
+DEVICE void share_largest(f32 (&x)[2], f32* room, int part) {
+    if constexpr (SPLIT > 1) {
+        const int lane = threadIdx.x % 32, pair = 1 + threadIdx.x / 32 % ROW_TILES;
+        room[part * 64 + lane] = x[0];
+        room[part * 64 + 32 + lane] = x[1];
+        barrier_sync(pair, 64);
+        x[0] = fmaxf(x[0], room[(1 - part) * 64 + lane]);
+        x[1] = fmaxf(x[1], room[(1 - part) * 64 + 32 + lane]);
+        barrier_sync(pair, 64);
     }
 }
 
@@ -552,7 +643,7 @@ DEVICE void clear_sums(Sums& sums) {
     }
 }
 constexpr int SET = TILES * COLUMN_TILES * 128;  // numbers of a set of sums
-DEVICE f32* sums_at(const Walk& p, int head, int slot) { return p.sums + (i64(head) * p.slots + slot) * SET; }
+DEVICE f32* sums_at(const Walk& p, i64 head, int slot) { return p.sums + (head * p.slots + slot) * SET; }
 DEVICE void load_sums(Sums& sums, const f32* from) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -606,13 +697,6 @@ DEVICE void make_factors(const Walk& p, f32* factors) {
 }
 
 // ---- Tokens in shared memory ----------------------------------------------------------------------------------
-// One head's rows of a sequence.
-struct Rows {
-    const bf16* first;
-    i64 stride;
-};
-DEVICE Rows rows_of(const View& x, i64 batch, i64 head, i64 token) { return Rows{row<const bf16>(x, batch, head, token), x.token}; }
-
 // Rows [CHUNK x D_KEY] of tokens from `first` on; zeros after the last.
 DEVICE void fetch_keys(bf16* to, const Rows& x, int first, int tokens) {
 #pragma unroll
@@ -644,12 +728,12 @@ DEVICE void fetch_values(bf16* to, const Rows& x, int first, int tokens) {
         }
     }
 }
-// The one after a value, and zeros; all zeros after the last token.
+// The ones after a value, and zeros; all zeros after the last token.
 DEVICE void put_ones(bf16* to, int first, int tokens) {
 #pragma unroll 1
     for (int i = threadIdx.x; i < CHUNK * (COLUMNS - D_VALUE); i += THREADS) {
         const int t = i / (COLUMNS - D_VALUE), j = i % (COLUMNS - D_VALUE);
-        to[t * COLUMN_STRIDE + D_VALUE + j].bits = j == 0 && first + t < tokens ? 0x3f80 : 0;
+        to[t * COLUMN_STRIDE + D_VALUE + j].bits = j <= 1 && first + t < tokens ? 0x3f80 : 0;
     }
 }
 // [D_KEY x CHUNK] of rows.
@@ -782,14 +866,20 @@ DEVICE void weigh(const Walk& p, f32 (&w)[2][4], const f32 (&x)[2][4], const Log
 // Whether tokens of two tiles of 16 are near each other.
 DEVICE bool is_near(const Walk& p, int query, int key) { return NEAR && query / p.block - key / p.block <= p.near; }
 
-DEVICE Place place_of(const Walk& p) {
-    const Item& at = p.items[blockIdx.x];
-    const int head = int(blockIdx.y);
-    return Place{at, head, FADES ? p.g + (head * p.works + at.work) : nullptr};
+// In shared memory, where it takes no registers. All threads of the block take part.
+DEVICE void find_place(const Walk& p, Place& u) {
+    if (threadIdx.x == 0) {
+        u.at = p.items[blockIdx.x];
+        u.head = int(blockIdx.y);
+        u.g = FADES ? p.g + (u.head * p.works + u.at.work) : nullptr;
+        u.k = rows_of(p.k, u.at.k_batch, u.head, u.at.k_first);
+        u.v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
+    }
+    __syncthreads();
 }
 // Logarithms to base 2 of a chunk's tokens relative to the mark before it.
 DEVICE f32 log_of(const Walk& p, const Place& u, int chunk, int token, f64 mark) {
     const int at = chunk * CHUNK + token;
     return FADES && at < u.at.tokens ? f32(u.g[at] - mark) * LOG2_E : 0.0f;
 }
-DEVICE i64 query_at(const Walk& p, const Place& u, int h) { return (i64(u.head) * p.group + h) * p.works + u.at.work; }
+DEVICE i64 query_at(const Walk& p, const Place& u, int h) { return (u.head * p.group + h) * p.works + u.at.work; }

@@ -3,7 +3,7 @@
 
 template <class S>
 DEVICE void fetch_queries(const Walk& p, const Place& u, S& s, int chunk, int h, int to) {
-    const i64 head = i64(u.head) * p.group + h;
+    const i64 head = u.head * p.group + h;
     fetch_keys(s.queries[to], rows_of(p.q, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
     fetch_values(s.dy[to], rows_of(p.dy, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
     for (int i = threadIdx.x; i < CHUNK * (NEAR ? 3 : 2); i += THREADS) {
@@ -28,12 +28,16 @@ DEVICE void make_columns(const Walk& p, const Place& u, S& s, int chunk, int buf
         const int t = i / (COLUMNS / 2), j = i % (COLUMNS / 2);
         const f32 inverse = s.of_queries[buffer][0][t], tail = s.of_queries[buffer][1][t];
         const u32 dy = reinterpret_cast<const u32*>(s.dy[buffer] + t * COLUMN_STRIDE)[j];
-        auto column = [&](int i, f32 of_dy) { return i < D_VALUE ? of_dy * inverse : i == D_VALUE ? tail : 0.0f; };
-        const f32 low = column(2 * j, low_of(dy)), high = column(2 * j + 1, high_of(dy));
-        reinterpret_cast<u32*>(s.columns + t * COLUMN_STRIDE)[j] = bf16x2_bits(low, high);
-        if constexpr (LOGS) {
+        auto column = [&](int i, f32 of_dy, f32 by) {
+            if (i < D_VALUE) return of_dy * inverse * by;
+            return i == D_VALUE ? tail * by : i == D_VALUE + 1 ? rest_of(tail * by) : 0.0f;
+        };
+        const f32 low = low_of(dy), high = high_of(dy);
+        reinterpret_cast<u32*>(s.columns + t * COLUMN_STRIDE)[j] = bf16x2_bits(column(2 * j, low, 1), column(2 * j + 1, high, 1));
+        if (LOGS && sums_grow) {
             const f32 by = s.by[t];
-            if (sums_grow) reinterpret_cast<u32*>(s.scaled + t * COLUMN_STRIDE)[j] = bf16x2_bits(low * by, high * by);
+            const u32 scaled = bf16x2_bits(column(2 * j, low, by), column(2 * j + 1, high, by));
+            reinterpret_cast<u32*>(s.scaled + t * COLUMN_STRIDE)[j] = scaled;
         }
     }
     if (sums_grow) turn(s.turned, s.queries[buffer]);

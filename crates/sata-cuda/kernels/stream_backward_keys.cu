@@ -17,12 +17,14 @@ struct Shared {
     f32 factors[(2 * TILES + 3) / 4 * 4];
     f32 by[CHUNK];
     f32 sums[STASH ? SET : 4];
+    f32 room[ROW_TILES * (ROOM > 0 ? ROOM : 4)];
+    Place place;
 };
 SAME_SIZE(Shared, KEY_SHARED);
 
-DEVICE void fetch_rows(const Place& u, Shared& s, const Rows& k, const Rows& v, int chunk, int to) {
-    fetch_keys(s.keys[to], k, chunk * CHUNK, u.at.tokens);
-    fetch_values(s.values[to], v, chunk * CHUNK, u.at.tokens);
+DEVICE void fetch_rows(const Place& u, Shared& s, int chunk, int to) {
+    fetch_keys(s.keys[to], u.k, chunk * CHUNK, u.at.tokens);
+    fetch_values(s.values[to], u.v, chunk * CHUNK, u.at.tokens);
     // Both buffers, and once more the one that the last tokens were in.
     if (chunk + 3 >= u.at.end) put_ones(s.values[to], chunk * CHUNK, u.at.tokens);
 }
@@ -31,18 +33,21 @@ DEVICE void fetch_rows(const Place& u, Shared& s, const Rows& k, const Rows& v, 
 extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backward_keys(const __grid_constant__ Walk p) {
     DYNAMIC_SHARED(raw);
     Shared& s = *reinterpret_cast<Shared*>(raw);
-    const Place u = place_of(p);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const Place& u = s.place;
+    find_place(p, s.place);
+    // The warp's 16 rows, and which part of them.
+    const int warp = threadIdx.x / 32 % ROW_TILES, part = threadIdx.x / 32 / ROW_TILES;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    f32* room = s.room + warp * ROOM;
     Sums sums;
     clear_sums(sums);
     if (u.at.end + LAG < u.at.chunks) load_sums(sums, sums_at(p, u.head, u.at.last_slot));
     if constexpr (STASH) store_sums(sums, s.sums);
-    const Rows k = rows_of(p.k, u.at.k_batch, u.head, u.at.k_first), v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
     make_factors(p, s.factors);
 
     // A step: some query head's chunk `other`, for the keys of `chunk`.
     int chunk = u.at.end - 1, h = 0, other = chunk, own = 0;
-    fetch_rows(u, s, k, v, chunk, 0);
+    fetch_rows(u, s, chunk, 0);
     fetch_queries(p, u, s, other, h, 0);
     copy_async_commit();
     Rotated x;
@@ -59,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             const bool next = other == until;
             fetch_queries(p, u, s, next ? chunk : other + 1, next ? h + 1 : h, buffer ^ 1);
         } else if (chunk > u.at.first) {
-            fetch_rows(u, s, k, v, chunk - 1, own ^ 1);
+            fetch_rows(u, s, chunk - 1, own ^ 1);
             fetch_queries(p, u, s, chunk - 1, 0, buffer ^ 1);
         }
         copy_async_commit();
@@ -85,8 +90,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 for (int r = 0; r < 2; r++) logs.row[r] = -log_of(p, u, chunk, warp * 16 + g + 8 * r, mark);
             }
             if (chunk + LAG + 1 < u.at.chunks) {
-                read_sums(dv, x, s.table);
-                read_slopes(dk, x, left, s.table);
+                read_sums(dv, x, s.table, part);
+                read_slopes(dk, x, left, s.table, part);
                 if constexpr (FADES) {
 #pragma unroll
                     for (int r = 0; r < 2; r++) {
@@ -104,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         }
         logs.all = LAG > 0 && FADES ? f32(other_mark - mark) * LOG2_E : 0.0f;
 #pragma unroll 1
-        for (int tile = other == chunk ? warp : 0; tile < WARPS; tile++) {
+        for (int tile = (other == chunk ? warp : 0) + part; tile < ROW_TILES; tile += SPLIT) {
             const bf16* queries = s.queries[buffer] + tile * 16 * KEY_STRIDE;
             const bf16* columns = s.columns + tile * 16 * COLUMN_STRIDE;
             const Cut cut = other == chunk && tile == warp ? COLUMNS_FROM_ROW : WHOLE;
@@ -124,8 +129,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             weigh_keys(dk, w, queries);
         }
         if (ends) {
+            gather(dv, room, part);
+            if constexpr (SPLIT > 1) barrier_sync(1 + warp, 64);
+            gather(dk, room, part);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
+                if (part > 0) break;
                 const int token = chunk * CHUNK + warp * 16 + g + 8 * r;
                 if constexpr (FADES) {
                     f32 dot = 0;

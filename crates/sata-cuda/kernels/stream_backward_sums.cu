@@ -17,6 +17,7 @@ struct Shared {
     f32 of_queries[2][3][CHUNK];
     f32 logs[LOGS ? CHUNK : 4];
     f32 by[CHUNK];
+    Place place;
 };
 SAME_SIZE(Shared, SUM_SHARED);
 #include "stream_backward_fetch.cuh"
@@ -24,15 +25,15 @@ SAME_SIZE(Shared, SUM_SHARED);
 extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backward_sum_keys(const __grid_constant__ Walk p) {
     DYNAMIC_SHARED(raw);
     Shared& s = *reinterpret_cast<Shared*>(raw);
-    const Place u = place_of(p);
+    const Place& u = s.place;
+    find_place(p, s.place);
     if ((u.at.last_slot & OF_KEYS) == 0) return;
     Sums sums;
     clear_sums(sums);
-    const Rows k = rows_of(p.k, u.at.k_batch, u.head, u.at.k_first), v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
     const int first = max(0, u.at.first - LAG), end = u.at.end - LAG;
     auto fetch = [&](int chunk, int to) {
-        fetch_keys(s.queries[to], k, chunk * CHUNK, u.at.tokens);
-        fetch_values(s.dy[to], v, chunk * CHUNK, u.at.tokens);
+        fetch_keys(s.queries[to], u.k, chunk * CHUNK, u.at.tokens);
+        fetch_values(s.dy[to], u.v, chunk * CHUNK, u.at.tokens);
         if (chunk < first + 2) put_ones(s.dy[to], chunk * CHUNK, u.at.tokens);
         copy_async_commit();
     };
@@ -60,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
 extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backward_sum_queries(const __grid_constant__ Walk p) {
     DYNAMIC_SHARED(raw);
     Shared& s = *reinterpret_cast<Shared*>(raw);
-    const Place u = place_of(p);
+    const Place& u = s.place;
+    find_place(p, s.place);
     if ((u.at.last_slot & OF_QUERIES) == 0) return;
     Sums sums;
     clear_sums(sums);
@@ -97,6 +99,7 @@ struct Scan {
     i64 reverse;
 };
 SAME_SIZE(Scan, SCAN_BYTES);
+constexpr int AT_ONCE = 8;
 
 extern "C" __global__ void __launch_bounds__(256) stream_backward_scan(const __grid_constant__ Scan scan) {
     const Walk& p = scan.walk;
@@ -104,17 +107,28 @@ extern "C" __global__ void __launch_bounds__(256) stream_backward_scan(const __g
     const int head = int(blockIdx.z), i = int(blockIdx.x) * 256 + int(threadIdx.x);
     if (i >= SET) return;
     f32 total = 0;
-    for (int n = 0; n < range.count; n++) {
-        const int item = range.first + (scan.reverse ? range.count - 1 - n : n);
-        f32* at = sums_at(p, head, p.items[item].slot) + i;
-        const f32 own = (p.items[item].last_slot & (scan.reverse ? OF_QUERIES : OF_KEYS)) != 0 ? *at : 0.0f;
-        *at = total;
-        if constexpr (FADES) {
-            const Item& u = p.items[item];
-            int first = u.first - LAG, end = u.end - LAG;
-            if (scan.reverse) first = min(u.first + LAG, u.chunks), end = min(u.end + LAG, u.chunks);
-            total *= exp2_of(f32(mark_of(p, u, head, max(end, 0)) - mark_of(p, u, head, max(first, 0))) * LOG2_E);
+    for (int done = 0; done < range.count; done += AT_ONCE) {
+        // All loads before what waits for them.
+        f32 own[AT_ONCE];
+        f32* at[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int n = min(done + j, range.count - 1);
+            const Item& u = p.items[range.first + (scan.reverse ? range.count - 1 - n : n)];
+            at[j] = sums_at(p, head, u.slot) + i;
+            own[j] = (u.last_slot & (scan.reverse ? OF_QUERIES : OF_KEYS)) != 0 ? *at[j] : 0.0f;
         }
-        total += own;
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            if (done + j >= range.count) break;
+            *at[j] = total;
+            if constexpr (FADES) {
+                const Item& u = p.items[range.first + (scan.reverse ? range.count - 1 - done - j : done + j)];
+                int first = u.first - LAG, end = u.end - LAG;
+                if (scan.reverse) first = min(u.first + LAG, u.chunks), end = min(u.end + LAG, u.chunks);
+                total *= exp2_of(f32(mark_of(p, u, head, max(end, 0)) - mark_of(p, u, head, max(first, 0))) * LOG2_E);
+            }
+            total += own[j];
+        }
     }
 }

@@ -17,8 +17,9 @@ use rand::rngs::StdRng;
 use sata::{Decay, Near, Series};
 use sata_cuda::Plan;
 
-/// What bf16 features, sums and gradients leave; for logarithms, differences of such.
-const ALLOWED: f64 = 8e-3;
+/// What bf16 features, sums and gradients leave of dq, dk and dv; of gradients by gates, which are sums
+/// that nearly cancel, and by slopes, which are sums of those.
+const ALLOWED: [f64; 5] = [8e-3, 8e-3, 8e-3, 3e-2, 1e-1];
 
 struct Case {
     series: Series,
@@ -60,11 +61,13 @@ fn check(rng: &mut StdRng, case: &Case) {
     let got = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
     let what = describe(&spec, &inputs, &fade, true, "backward");
     let what = format!("{what}, cut every {}", case.chunk);
-    for (name, (got, want)) in ["dq", "dk", "dv", "dlog_gates", "dslopes"].iter().zip(got.iter().zip(&want)) {
+    let names = ["dq", "dk", "dv", "dlog_gates", "dslopes"];
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let name = names[i];
         assert_eq!(got.len(), want.len(), "{name}: {what}");
         let error = rms(got.iter().zip(want).map(|(g, w)| g - w));
         let size = rms(want.iter().copied());
-        assert!(error <= ALLOWED * size, "{name} is off by {error:e}, of {size:e}: {what}");
+        assert!(error <= ALLOWED[i] * size, "{name} is off by {error:e}, of {size:e}: {what}");
     }
     let again = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
     assert_eq!(bits(&got), bits(&again), "another run differs: {what}");

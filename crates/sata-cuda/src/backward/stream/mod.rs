@@ -222,7 +222,7 @@ impl Steps<'_> {
         let kernel = self.units.kernel(name, &shape.sums())?;
         let launch = Launch {
             grid: grid([self.cuts.parts.len(), heads, 1])?,
-            block: [shape.sum_threads() as u32, 1, 1],
+            block: [shape.threads() as u32, 1, 1],
             shared: shape.sum_shared() as u32,
         };
         // SAFETY: `Walk` is the kernel's own (its size is checked); there are sums for each part and

@@ -8,6 +8,9 @@ use crate::{Unit, unit};
 /// Blocks of an exact past are weighed pair by pair: so many chunks of them at most.
 pub(super) const MOST_LAG: usize = 4;
 
+/// Bytes of `Place` of the source.
+const PLACE: usize = size_of::<Item>() + 48;
+
 /// What the kernels of one spec are made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Shape {
@@ -56,18 +59,18 @@ impl Shape {
         chunk(self.d_key)
     }
 
-    /// Threads of a block that walks.
-    pub fn threads(&self) -> usize {
-        2 * self.chunk()
+    /// Warps that share 16 tokens: with more sums, more warps than tokens keep busy.
+    fn split(&self) -> usize {
+        if self.d_key == 8 { 1 } else { 2 }
     }
 
-    /// Threads of a block that sums.
-    pub fn sum_threads(&self) -> usize {
-        if self.d_key == 8 { 128 } else { 512 }
+    /// Threads of a block.
+    pub fn threads(&self) -> usize {
+        2 * self.chunk() * self.split()
     }
 
     fn columns(&self) -> usize {
-        self.d_value / 8 * 8 + 8
+        (self.d_value + 9) / 8 * 8
     }
 
     /// Eights of features, as `half_at` of the source counts them.
@@ -105,11 +108,13 @@ impl Shape {
         [keys, rows(chunk, self.columns()), self.d_key * (chunk + 8) * 2, 4 * chunk]
     }
 
-    /// Bytes of what reads sums: rounded ones, factors, and what waits.
+    /// Bytes of what reads sums: rounded ones, factors, what waits, what warps share.
     fn table(&self) -> usize {
+        let room = if self.split() > 1 { 64 * self.columns() } else { 16 };
         rows(16 * self.tiles(), self.columns())
             + (2 * self.tiles()).next_multiple_of(4) * 4
             + if self.stash() { 4 * self.sums_len() } else { 16 }
+            + self.chunk() / 16 * room
     }
 
     pub fn query_shared(&self) -> usize {
@@ -121,13 +126,14 @@ impl Shape {
             + 2 * (keys + columns)
             + if self.fades { columns } else { 16 }
             + numbers
+            + PLACE
     }
 
     /// Of what queries that are summed need.
     pub fn sum_shared(&self) -> usize {
         let [keys, columns, turned, numbers] = self.parts();
         let logs = if self.logs() { columns + numbers } else { 32 };
-        2 * (keys + columns) + columns + turned + logs + 7 * numbers
+        2 * (keys + columns) + columns + turned + logs + 7 * numbers + PLACE
     }
 
     pub fn key_shared(&self) -> usize {
@@ -140,12 +146,12 @@ impl Shape {
         if self.d_key == 8 { 4 } else { 1 }
     }
 
-    fn unit(&self, unit: Unit, threads: usize) -> Unit {
+    fn unit(&self, unit: Unit) -> Unit {
         unit.define("D_KEY", self.d_key)
             .define("D_VALUE", self.d_value)
             .define("ORDERS", self.orders)
             .define("CHUNK", self.chunk())
-            .define("WARPS", threads / 32)
+            .define("WARPS", self.threads() / 32)
             .define("STASH", u8::from(self.stash()))
             .define("LAG", self.lag)
             .define("FADES", u8::from(self.fades))
@@ -156,19 +162,19 @@ impl Shape {
     }
 
     pub fn queries(&self) -> Unit {
-        self.unit(unit!("stream_backward_queries.cu"), self.threads())
+        self.unit(unit!("stream_backward_queries.cu"))
             .define("QUERY_BLOCKS", self.blocks())
             .define("QUERY_SHARED", self.query_shared())
     }
 
     pub fn keys(&self) -> Unit {
-        self.unit(unit!("stream_backward_keys.cu"), self.threads())
+        self.unit(unit!("stream_backward_keys.cu"))
             .define("KEY_BLOCKS", self.blocks())
             .define("KEY_SHARED", self.key_shared())
     }
 
     pub fn sums(&self) -> Unit {
-        self.unit(unit!("stream_backward_sums.cu"), self.sum_threads())
+        self.unit(unit!("stream_backward_sums.cu"))
             .define("SUM_BLOCKS", self.blocks())
             .define("SUM_SHARED", self.sum_shared())
             .size_of::<Scan>("SCAN_BYTES")
