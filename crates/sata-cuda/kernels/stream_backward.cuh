@@ -14,16 +14,17 @@
 // multiplicities and coefficients, rounded to bf16 and written to shared memory, once a chunk of CHUNK tokens. Pairs of
 // tokens too near for that are weighed one by one: those of a chunk, and with LAG those of LAG chunks before it.
 //
-// Compile-time constants: D_KEY 8 or 16; D_VALUE up to 16; ORDERS a bit for each order of features; CHUNK; WARPS; LAG;
-// FADES whether weights decay; NEAR whether some are exact; STASH whether sums wait in shared memory while rows are read;
+// Compile-time constants: D_KEY 8 or 16; D_VALUE up to 16; ORDERS a bit for each order of features; CHUNK; WARPS; ROW_TILES
+// of a warp; LAG; FADES whether weights decay; NEAR whether some are exact; STASH whether sums wait in shared memory while rows are read;
 // ITEM_BYTES, WALK_BYTES sizes of structs.
 #pragma once
 #include "prelude.cuh"
 
 constexpr int THREADS = 32 * WARPS;
-// Warps that share 16 rows: each reads its part of the tiles of features, and weighs every SPLIT-th tile of tokens.
-constexpr int ROW_TILES = CHUNK / 16, SPLIT = WARPS > ROW_TILES ? WARPS / ROW_TILES : 1;
-static_assert(SPLIT <= 2, "what two warps share goes from one to the other");
+// Tiles of 16 tokens; of a warp's own rows; and warps that share those: each reads its part of the tiles of features, and
+// weighs every SPLIT-th tile of tokens.
+constexpr int TOKEN_TILES = CHUNK / 16, GROUPS = TOKEN_TILES / ROW_TILES, SPLIT = WARPS / GROUPS;
+static_assert(SPLIT * GROUPS == WARPS && SPLIT <= 2, "what two warps share goes from one to the other");
 // A value and two ones; of ĝ, two parts of its last element, which is the small difference of large ones.
 constexpr int COLUMNS = (D_VALUE + 9) / 8 * 8;
 constexpr int COLUMN_TILES = COLUMNS / 8;
@@ -277,20 +278,24 @@ DEVICE f64 mark_of(const Walk& p, const Item& at, i64 head, int chunk) {
 }
 
 // ---- Rows in registers ----------------------------------------------------------------------------------------
-// Elements of rows g and g+8 of a warp's 16 rows, rotated by 2t: pair i is elements i+2t, i+1+2t.
+// Elements of rows g and g+8 of each of a warp's tiles, rotated by 2t: pair i is elements i+2t, i+1+2t.
 struct Rotated {
-    u32 pair[2][D_KEY];
+    u32 pair[ROW_TILES][2][D_KEY];
 };
 DEVICE Rotated rotated_rows(const bf16* rows) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     Rotated x;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const u32* row = reinterpret_cast<const u32*>(rows + (g + 8 * r) * KEY_STRIDE);
+    for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-        for (int i = 0; i < D_KEY / 2; i++) x.pair[r][2 * i] = row[(t + i) % (D_KEY / 2)];
+        for (int r = 0; r < 2; r++) {
+            const u32* row = reinterpret_cast<const u32*>(rows + (16 * m + 8 * r + g) * KEY_STRIDE);
+            u32(&pair)[D_KEY] = x.pair[m][r];
 #pragma unroll
-        for (int i = 0; i < D_KEY / 2; i++) x.pair[r][2 * i + 1] = between(x.pair[r][2 * i], x.pair[r][(2 * i + 2) % D_KEY]);
+            for (int i = 0; i < D_KEY / 2; i++) pair[2 * i] = row[(t + i) % (D_KEY / 2)];
+#pragma unroll
+            for (int i = 0; i < D_KEY / 2; i++) pair[2 * i + 1] = between(pair[2 * i], pair[(2 * i + 2) % D_KEY]);
+        }
     }
     return x;
 }
@@ -305,17 +310,44 @@ DEVICE u32 feature_pair(const u32 (&pair)[D_KEY]) {
     else return 0;
 }
 
-// Columns of 16 rows as the left factor of a product: two tiles of 8 columns, and a third.
+// What rows accumulate: columns, or elements of keys.
+typedef f32 OfColumns[ROW_TILES][COLUMN_TILES][4];
+typedef f32 OfKeys[ROW_TILES][KEY_TILES][4];
+template <int N>
+DEVICE void clear(f32 (&c)[ROW_TILES][N][4]) {
+#pragma unroll
+    for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+        for (int n = 0; n < N; n++) c[m][n][0] = c[m][n][1] = c[m][n][2] = c[m][n][3] = 0;
+    }
+}
+// Rows g and g+8 of each tile times numbers of their own.
+template <int N>
+DEVICE void scale(f32 (&c)[ROW_TILES][N][4], const f32 (&by)[ROW_TILES][2]) {
+#pragma unroll
+    for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) c[m][n][j] *= by[m][j / 2];
+        }
+    }
+}
+
+// Columns of a warp's rows as the left factor of a product: tiles of 8 columns, rows g and g+8 each.
 struct Left {
-    u32 word[2 * COLUMN_TILES];
+    u32 word[ROW_TILES][2 * COLUMN_TILES];
 };
 // From what a product left in accumulators.
-DEVICE Left left_of(const f32 (&c)[COLUMN_TILES][4]) {
+DEVICE Left left_of(const OfColumns& c) {
     Left x;
 #pragma unroll
-    for (int n = 0; n < COLUMN_TILES; n++) {
-        x.word[2 * n] = bf16x2_bits(c[n][0], c[n][1]);
-        x.word[2 * n + 1] = bf16x2_bits(c[n][2], c[n][3]);
+    for (int m = 0; m < ROW_TILES; m++) {
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            x.word[m][2 * n] = bf16x2_bits(c[m][n][0], c[m][n][1]);
+            x.word[m][2 * n + 1] = bf16x2_bits(c[m][n][2], c[m][n][3]);
+        }
     }
     return x;
 }
@@ -326,10 +358,14 @@ DEVICE Left left_rows(const bf16* rows) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     Left x;
 #pragma unroll
-    for (int n = 0; n < COLUMN_TILES; n++) {
+    for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            x.word[2 * n + r] = *reinterpret_cast<const u32*>(rows + (g + 8 * r) * COLUMN_STRIDE + 8 * n + 2 * t);
+        for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const bf16* from = rows + (16 * m + 8 * r + g) * COLUMN_STRIDE + 8 * n + 2 * t;
+                x.word[m][2 * n + r] = *reinterpret_cast<const u32*>(from);
+            }
         }
     }
     return x;
@@ -373,13 +409,13 @@ DEVICE Right right_columns(const bf16* rows) {
     return x;
 }
 // c = left · (8 of the rows)ᵀ, rows 8 half .. of `right`.
-DEVICE void transposed_times(f32 (&c)[4], const Left& left, const Right& right, int half) {
+DEVICE void transposed_times(f32 (&c)[4], const u32 (&left)[2 * COLUMN_TILES], const Right& right, int half) {
     if constexpr (COLUMN_TILES >= 2) {
-        multiply(c, left.word[0], left.word[1], left.word[2], left.word[3], right.word[0][half], right.word[1][half]);
+        multiply(c, left[0], left[1], left[2], left[3], right.word[0][half], right.word[1][half]);
     }
     if constexpr (COLUMN_TILES % 2 == 1) {
         constexpr int LAST = COLUMN_TILES - 1;
-        multiply(c, left.word[2 * LAST], left.word[2 * LAST + 1], right.word[LAST][half]);
+        multiply(c, left[2 * LAST], left[2 * LAST + 1], right.word[LAST][half]);
     }
 }
 
@@ -394,29 +430,36 @@ DEVICE void of_part(int part, F&& f) {
     else f(Constant<SPLIT - 1>{});
 }
 
-// c += Φ(rows) · table, [16 x COLUMNS], over a part's features. Every other tile has accumulators of its own: products
-// wait for each other less.
-DEVICE void read_sums(f32 (&c)[COLUMN_TILES][4], const Rotated& x, const bf16* table, int part) {
-    f32 odd[COLUMN_TILES][4];
-#pragma unroll
-    for (int n = 0; n < COLUMN_TILES; n++) odd[n][0] = odd[n][1] = odd[n][2] = odd[n][3] = 0;
+// c += Φ(rows) · table over a part's features. Every other tile has accumulators of its own: products wait for each other
+// less.
+DEVICE void read_sums(OfColumns& c, const Rotated& x, const bf16* table, int part) {
+    OfColumns odd;
+    clear(odd);
     of_part(part, [&](auto own) {
         constexpr int BEGIN = Part<decltype(own)::value>::begin, END = Part<decltype(own)::value>::end;
         each<BEGIN, END>([&](auto tile) {
             constexpr int T = decltype(tile)::value;
             const Right right = right_rows(table + T * 16 * COLUMN_STRIDE);
-            const u32 a0 = feature_pair<2 * T>(x.pair[0]), a1 = feature_pair<2 * T>(x.pair[1]);
-            const u32 a2 = feature_pair<2 * T + 1>(x.pair[0]), a3 = feature_pair<2 * T + 1>(x.pair[1]);
 #pragma unroll
-            for (int n = 0; n < COLUMN_TILES; n++) {
-                multiply(T % 2 == 0 ? c[n] : odd[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+            for (int m = 0; m < ROW_TILES; m++) {
+                const u32(&low)[D_KEY] = x.pair[m][0];
+                const u32(&high)[D_KEY] = x.pair[m][1];
+                const u32 a0 = feature_pair<2 * T>(low), a1 = feature_pair<2 * T>(high);
+                const u32 a2 = feature_pair<2 * T + 1>(low), a3 = feature_pair<2 * T + 1>(high);
+#pragma unroll
+                for (int n = 0; n < COLUMN_TILES; n++) {
+                    multiply(T % 2 == 0 ? c[m][n] : odd[m][n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
+                }
             }
         });
     });
 #pragma unroll
-    for (int n = 0; n < COLUMN_TILES; n++) {
+    for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) c[n][j] += odd[n][j];
+        for (int n = 0; n < COLUMN_TILES; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) c[m][n][j] += odd[m][n][j];
+        }
     }
 }
 
@@ -463,15 +506,18 @@ DEVICE void take_slopes(Slopes& s, const f32 (&d)[4]) {
     take_slopes_of<N, 0, BEGIN, END>(s, d);
     take_slopes_of<N, 1, BEGIN, END>(s, d);
 }
-// c += the gradient by the rows, [16 x D_KEY], of left · tableᵀ · Φ(rows), over a part's features.
-DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& left, const bf16* table, int part) {
-    Slopes s;
+// c += the gradient by the rows of left · tableᵀ · Φ(rows), over a part's features.
+DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf16* table, int part) {
+    Slopes s[ROW_TILES];
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
+    for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-        for (int i = 0; i < D_KEY; i++) s.by[r][i] = 0;
+        for (int r = 0; r < 2; r++) {
 #pragma unroll
-        for (int i = 0; i < D_KEY / 2; i++) s.pair[r][i] = x.pair[r][2 * i];
+            for (int i = 0; i < D_KEY; i++) s[m].by[r][i] = 0;
+#pragma unroll
+            for (int i = 0; i < D_KEY / 2; i++) s[m].pair[r][i] = x.pair[m][r][2 * i];
+        }
     }
     of_part(part, [&](auto own) {
         constexpr int BEGIN = Part<decltype(own)::value>::begin, END = Part<decltype(own)::value>::end;
@@ -479,13 +525,16 @@ DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& le
             constexpr int T = decltype(tile)::value;
             if constexpr (HalfOf<2 * T>::order > 0) {
                 const Right right = right_columns(table + T * 16 * COLUMN_STRIDE);
-                f32 d[4] = {0, 0, 0, 0};
-                transposed_times(d, left, right, 0);
-                take_slopes<2 * T, 2 * BEGIN, 2 * END>(s, d);
-                if constexpr (HalfOf<2 * T + 1>::order > 0) {
-                    f32 e[4] = {0, 0, 0, 0};
-                    transposed_times(e, left, right, 1);
-                    take_slopes<2 * T + 1, 2 * BEGIN, 2 * END>(s, e);
+#pragma unroll
+                for (int m = 0; m < ROW_TILES; m++) {
+                    f32 d[4] = {0, 0, 0, 0};
+                    transposed_times(d, left.word[m], right, 0);
+                    take_slopes<2 * T, 2 * BEGIN, 2 * END>(s[m], d);
+                    if constexpr (HalfOf<2 * T + 1>::order > 0) {
+                        f32 e[4] = {0, 0, 0, 0};
+                        transposed_times(e, left.word[m], right, 1);
+                        take_slopes<2 * T + 1, 2 * BEGIN, 2 * END>(s[m], e);
+                    }
                 }
             }
         });
@@ -498,19 +547,17 @@ DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& le
         const int source = (lane & ~3) | ((t - from) & 3);
         const bool wraps = t < from;
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
+        for (int at = 0; at < ROW_TILES * 4; at++) {
+            const int m = at / 4, r = at / 2 % 2, e = at % 2;
+            f32 y[KEY_TILES];
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                f32 y[KEY_TILES];
+            for (int n = 0; n < KEY_TILES; n++) {
+                const f32 own = s[m].by[r][2 * from + e + 8 * n];
+                y[n] = from == 0 ? own : __shfl_sync(0xffffffffu, own, source);
+            }
 #pragma unroll
-                for (int n = 0; n < KEY_TILES; n++) {
-                    const f32 own = s.by[r][2 * from + e + 8 * n];
-                    y[n] = from == 0 ? own : __shfl_sync(0xffffffffu, own, source);
-                }
-#pragma unroll
-                for (int n = 0; n < KEY_TILES; n++) {
-                    c[n][2 * r + e] += KEY_TILES == 2 && wraps ? y[KEY_TILES - 1 - n] : y[n];
-                }
+            for (int n = 0; n < KEY_TILES; n++) {
+                c[m][n][2 * r + e] += KEY_TILES == 2 && wraps ? y[KEY_TILES - 1 - n] : y[n];
             }
         }
     }
@@ -518,51 +565,57 @@ DEVICE void read_slopes(f32 (&c)[KEY_TILES][4], const Rotated& x, const Left& le
 
 // ---- What two warps share -------------------------------------------------------------------------------------
 // The second warp of a pair gives; the first has the sum. `room` is the pair's own.
-constexpr int ROOM = SPLIT > 1 ? COLUMN_TILES * 128 : 0;
+constexpr int ROOM = SPLIT > 1 ? ROW_TILES * (COLUMN_TILES > KEY_TILES ? COLUMN_TILES : KEY_TILES) * 128 : 4;
+DEVICE void meet() { barrier_sync(1 + threadIdx.x / 32 % GROUPS, 64); }
 template <int N>
-DEVICE void gather(f32 (&c)[N][4], f32* room, int part) {
+DEVICE void gather(f32 (&c)[ROW_TILES][N][4], f32* room, int part) {
     if constexpr (SPLIT > 1) {
-        const int lane = threadIdx.x % 32, pair = 1 + threadIdx.x / 32 % ROW_TILES;
+        const int lane = threadIdx.x % 32;
         if (part > 0) {
 #pragma unroll
-            for (int n = 0; n < N; n++) store4(room + n * 128 + 4 * lane, make_float4(c[n][0], c[n][1], c[n][2], c[n][3]));
+            for (int i = 0; i < ROW_TILES * N; i++) {
+                const f32(&x)[4] = c[i / N][i % N];
+                store4(room + i * 128 + 4 * lane, make_float4(x[0], x[1], x[2], x[3]));
+            }
         }
-        barrier_sync(pair, 64);
+        meet();
         if (part == 0) {
 #pragma unroll
-            for (int n = 0; n < N; n++) {
-                const float4 x = load4(room + n * 128 + 4 * lane);
-                c[n][0] += x.x, c[n][1] += x.y, c[n][2] += x.z, c[n][3] += x.w;
+            for (int i = 0; i < ROW_TILES * N; i++) {
+                const float4 y = load4(room + i * 128 + 4 * lane);
+                f32(&x)[4] = c[i / N][i % N];
+                x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w;
             }
         }
     }
 }
-// Numbers of the first warp's, to the second.
+// The first warp's, to the second.
 DEVICE void share(Left& x, f32* room, int part) {
     if constexpr (SPLIT > 1) {
-        const int lane = threadIdx.x % 32, pair = 1 + threadIdx.x / 32 % ROW_TILES;
-        u32* words = reinterpret_cast<u32*>(room);
+        const int lane = threadIdx.x % 32;
+        constexpr int WORDS = 2 * COLUMN_TILES;
+        u32* words = reinterpret_cast<u32*>(room) + lane;
         if (part == 0) {
 #pragma unroll
-            for (int i = 0; i < 2 * COLUMN_TILES; i++) words[i * 32 + lane] = x.word[i];
+            for (int i = 0; i < ROW_TILES * WORDS; i++) words[i * 32] = x.word[i / WORDS][i % WORDS];
         }
-        barrier_sync(pair, 64);
+        meet();
         if (part > 0) {
 #pragma unroll
-            for (int i = 0; i < 2 * COLUMN_TILES; i++) x.word[i] = words[i * 32 + lane];
+            for (int i = 0; i < ROW_TILES * WORDS; i++) x.word[i / WORDS][i % WORDS] = words[i * 32];
         }
     }
 }
 // The larger of both, to both.
-DEVICE void share_largest(f32 (&x)[2], f32* room, int part) {
+DEVICE void share_largest(f32 (&x)[ROW_TILES][2], f32* room, int part) {
     if constexpr (SPLIT > 1) {
-        const int lane = threadIdx.x % 32, pair = 1 + threadIdx.x / 32 % ROW_TILES;
-        room[part * 64 + lane] = x[0];
-        room[part * 64 + 32 + lane] = x[1];
-        barrier_sync(pair, 64);
-        x[0] = fmaxf(x[0], room[(1 - part) * 64 + lane]);
-        x[1] = fmaxf(x[1], room[(1 - part) * 64 + 32 + lane]);
-        barrier_sync(pair, 64);
+        f32* numbers = room + threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < 2 * ROW_TILES; i++) numbers[(2 * i + part) * 32] = x[i / 2][i % 2];
+        meet();
+#pragma unroll
+        for (int i = 0; i < 2 * ROW_TILES; i++) x[i / 2][i % 2] = fmaxf(x[i / 2][i % 2], numbers[(2 * i + 1 - part) * 32]);
+        meet();
     }
 }
 
@@ -584,11 +637,15 @@ template <int W, int I>
 struct Needs {
     static constexpr bool is = needs_element<W>(I);
 };
+#ifndef SUM_UNROLL
+#define SUM_UNROLL 1
+#endif
+constexpr int STEPS_AT_ONCE = SUM_UNROLL;
 // sums += Φ(tokens)ᵀ · columns over a chunk; `turned` has the tokens' elements as rows.
 template <int W>
 DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns) {
     const int lane = threadIdx.x % 32;
-#pragma unroll 1
+#pragma unroll STEPS_AT_ONCE
     for (int step = 0; step < CHUNK / 16; step++) {
         // Of tokens 2t, 2t+1, and 8 on: element i + g.
         u32 pair[2][D_KEY];
@@ -759,106 +816,129 @@ DEVICE void scale_columns(bf16* to, const bf16* from, const f32* by) {
 }
 
 // ---- Pairs ----------------------------------------------------------------------------------------------------
-// x = rows · (16 tokens)ᵀ, two tiles of 8. `rows` as left factor, tokens in shared memory.
-DEVICE void logits(f32 (&x)[2][4], const Rotated& rows, const bf16* tokens) {
+// Of a warp's rows and 16 tokens: two tiles of 8 columns for each tile of rows.
+typedef f32 OfPairs[ROW_TILES][2][4];
+
+// x = rows · tokensᵀ, tokens in shared memory.
+DEVICE void logits(OfPairs& x, const Rotated& rows, const bf16* tokens) {
     const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) x[n][j] = 0;
-    }
+    clear(x);
     if constexpr (D_KEY == 16) {
         u32 w[4];
         load_matrices<false>(w, tokens + (lane / 16 * 8 + lane % 8) * KEY_STRIDE + lane / 8 % 2 * 8);
-        multiply(x[0], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[0], w[1]);
-        multiply(x[1], rows.pair[0][0], rows.pair[1][0], rows.pair[0][8 % D_KEY], rows.pair[1][8 % D_KEY], w[2], w[3]);
+#pragma unroll
+        for (int m = 0; m < ROW_TILES; m++) {
+            const u32 a0 = rows.pair[m][0][0], a1 = rows.pair[m][1][0];
+            const u32 a2 = rows.pair[m][0][8 % D_KEY], a3 = rows.pair[m][1][8 % D_KEY];
+            multiply(x[m][0], a0, a1, a2, a3, w[0], w[1]);
+            multiply(x[m][1], a0, a1, a2, a3, w[2], w[3]);
+        }
     } else {
         u32 w[2];
         load_matrices<false>(w, tokens + lane % 16 * KEY_STRIDE);
-        multiply(x[0], rows.pair[0][0], rows.pair[1][0], w[0]);
-        multiply(x[1], rows.pair[0][0], rows.pair[1][0], w[1]);
+#pragma unroll
+        for (int m = 0; m < ROW_TILES; m++) {
+            multiply(x[m][0], rows.pair[m][0][0], rows.pair[m][1][0], w[0]);
+            multiply(x[m][1], rows.pair[m][0][0], rows.pair[m][1][0], w[1]);
+        }
     }
 }
 // c += w · (16 tokens' columns).
-DEVICE void weigh_columns(f32 (&c)[COLUMN_TILES][4], const f32 (&w)[2][4], const bf16* columns) {
+DEVICE void weigh_columns(OfColumns& c, const OfPairs& w, const bf16* columns) {
     const Right right = right_rows(columns);
-    const u32 a0 = bf16x2_bits(w[0][0], w[0][1]), a1 = bf16x2_bits(w[0][2], w[0][3]);
-    const u32 a2 = bf16x2_bits(w[1][0], w[1][1]), a3 = bf16x2_bits(w[1][2], w[1][3]);
 #pragma unroll
-    for (int n = 0; n < COLUMN_TILES; n++) multiply(c[n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
-}
-// c += w · (16 tokens' keys).
-DEVICE void weigh_keys(f32 (&c)[KEY_TILES][4], const f32 (&w)[2][4], const bf16* tokens) {
-    const int lane = threadIdx.x % 32;
-    const u32 a0 = bf16x2_bits(w[0][0], w[0][1]), a1 = bf16x2_bits(w[0][2], w[0][3]);
-    const u32 a2 = bf16x2_bits(w[1][0], w[1][1]), a3 = bf16x2_bits(w[1][2], w[1][3]);
-    if constexpr (D_KEY == 16) {
-        u32 b[4];
-        load_matrices<true>(b, tokens + lane % 16 * KEY_STRIDE + lane / 16 * 8);
-        multiply(c[0], a0, a1, a2, a3, b[0], b[1]);
-        multiply(c[KEY_TILES - 1], a0, a1, a2, a3, b[2], b[3]);
-    } else {
-        u32 b[2];
-        load_matrices<true>(b, tokens + lane % 16 * KEY_STRIDE);
-        multiply(c[0], a0, a1, a2, a3, b[0], b[1]);
+    for (int m = 0; m < ROW_TILES; m++) {
+        const u32 a0 = bf16x2_bits(w[m][0][0], w[m][0][1]), a1 = bf16x2_bits(w[m][0][2], w[m][0][3]);
+        const u32 a2 = bf16x2_bits(w[m][1][0], w[m][1][1]), a3 = bf16x2_bits(w[m][1][2], w[m][1][3]);
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) multiply(c[m][n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
     }
 }
-// d = left · (16 tokens' columns)ᵀ, two tiles of 8.
-DEVICE void by_weights(f32 (&d)[2][4], const Left& left, const bf16* columns) {
+// c += w · (16 tokens' keys).
+DEVICE void weigh_keys(OfKeys& c, const OfPairs& w, const bf16* tokens) {
+    const int lane = threadIdx.x % 32;
+    u32 b[2 * KEY_TILES];
+    load_matrices<true>(b, tokens + lane % 16 * KEY_STRIDE + (KEY_TILES == 2 ? lane / 16 * 8 : 0));
+#pragma unroll
+    for (int m = 0; m < ROW_TILES; m++) {
+        const u32 a0 = bf16x2_bits(w[m][0][0], w[m][0][1]), a1 = bf16x2_bits(w[m][0][2], w[m][0][3]);
+        const u32 a2 = bf16x2_bits(w[m][1][0], w[m][1][1]), a3 = bf16x2_bits(w[m][1][2], w[m][1][3]);
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++) multiply(c[m][n], a0, a1, a2, a3, b[2 * n], b[2 * n + 1]);
+    }
+}
+// w *= left · (16 tokens' columns)ᵀ.
+DEVICE void times_columns(OfPairs& w, const Left& left, const bf16* columns) {
     const Right right = right_columns(columns);
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
+    for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) d[n][j] = 0;
-        transposed_times(d[n], left, right, n);
+        for (int n = 0; n < 2; n++) {
+            f32 d[4] = {0, 0, 0, 0};
+            transposed_times(d, left.word[m], right, n);
+#pragma unroll
+            for (int j = 0; j < 4; j++) w[m][n][j] *= d[j];
+        }
     }
 }
 DEVICE f32 polynomial(const Walk& p, f32 x) { return fmaf(fmaf(fmaf(p.a[3], x, p.a[2]), x, p.a[1]), x, p.a[0]); }
 DEVICE f32 slope(const Walk& p, f32 x) { return fmaf(fmaf(3.0f * p.a[3], x, 2.0f * p.a[2]), x, p.a[1]); }
 
 // What a pair of row and column weighs, but for the polynomial or exponential, as logarithms to base 2: that of rows g and
-// g+8, those of columns in shared memory, that of all.
+// g+8 of each tile, those of columns in shared memory, that of all.
 constexpr bool LOGS = FADES || NEAR;
 struct Logs {
-    f32 row[2];
+    f32 row[ROW_TILES][2];
     const f32* column;
     f32 all;
 };
-// How a tile of 16 rows and 16 columns is weighed: a key of the same tile is seen by its own and later tokens.
-enum Cut { WHOLE, COLUMNS_UP_TO_ROW, COLUMNS_FROM_ROW };
+// A tile of columns beside a warp's rows: whether a key is only seen by its own and later tokens, columns being keys or
+// queries; where the first row is, less where the first column is; and which tiles of rows are near it, as bits.
+enum Cut { WHOLE, UP_TO_ROW, FROM_ROW };
+struct Beside {
+    Cut cut;
+    int ahead;
+    u32 near;
+};
 
-// Of logits x: weights, or their slopes, times what the pair weighs otherwise. `exact`: near ones.
+// Of logits x: weights, or their slopes, times what the pair weighs otherwise.
 template <bool SLOPE>
-DEVICE void weigh(const Walk& p, f32 (&w)[2][4], const f32 (&x)[2][4], const Logs& logs, Cut cut, bool exact) {
+DEVICE void weigh(const Walk& p, OfPairs& w, const OfPairs& x, const Logs& logs, const Beside& beside) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    if (NEAR && exact) {
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+    for (int m = 0; m < ROW_TILES; m++) {
+        if (NEAR && (beside.near >> m & 1) != 0) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const f32 log = logs.row[j / 2] + logs.column[8 * n + 2 * t + j % 2] + logs.all;
-                w[n][j] = exp2_of(fmaf(x[n][j], p.scale * LOG2_E, log)) * (SLOPE ? p.scale : 1.0f);
+            for (int n = 0; n < 2; n++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const f32 log = logs.row[m][j / 2] + logs.column[8 * n + 2 * t + j % 2] + logs.all;
+                    w[m][n][j] = exp2_of(fmaf(x[m][n][j], p.scale * LOG2_E, log)) * (SLOPE ? p.scale : 1.0f);
+                }
             }
-        }
-    } else {
+        } else {
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+            for (int n = 0; n < 2; n++) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                w[n][j] = SLOPE ? slope(p, x[n][j]) : polynomial(p, x[n][j]);
-                if constexpr (LOGS) {
-                    w[n][j] *= exp2_of(logs.row[j / 2] + logs.column[8 * n + 2 * t + j % 2] + logs.all);
+                for (int j = 0; j < 4; j++) {
+                    w[m][n][j] = SLOPE ? slope(p, x[m][n][j]) : polynomial(p, x[m][n][j]);
+                    if constexpr (LOGS) {
+                        w[m][n][j] *= exp2_of(logs.row[m][j / 2] + logs.column[8 * n + 2 * t + j % 2] + logs.all);
+                    }
                 }
             }
         }
     }
-    if (cut != WHOLE) {
+    if (beside.cut != WHOLE) {
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
+        for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int row = g + j / 2 * 8, column = 8 * n + 2 * t + j % 2;
-                if (cut == COLUMNS_UP_TO_ROW ? column > row : column < row) w[n][j] = 0;
+            for (int n = 0; n < 2; n++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const int ahead = beside.ahead + 16 * m + g + j / 2 * 8 - (8 * n + 2 * t + j % 2);
+                    if (beside.cut == UP_TO_ROW ? ahead < 0 : ahead > 0) w[m][n][j] = 0;
+                }
             }
         }
     }

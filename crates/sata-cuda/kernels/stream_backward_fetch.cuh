@@ -13,6 +13,14 @@ DEVICE void fetch_queries(const Walk& p, const Place& u, S& s, int chunk, int h,
         copy_async<4>(&s.of_queries[to][kind][t], from + query_at(p, u, h) + (is ? chunk * CHUNK + t : 0), is ? 4 : 0);
     }
 }
+// Columns that nothing is ever written to.
+template <class S>
+DEVICE void clear_columns(S& s) {
+    for (int i = threadIdx.x; i < CHUNK * COLUMN_STRIDE; i += THREADS) {
+        s.columns[i].bits = 0;
+        if constexpr (LOGS) s.scaled[i].bits = 0;
+    }
+}
 // ĝ as columns, and queries turned and ĝ times what sums take in, where they do.
 template <class S>
 DEVICE void make_columns(const Walk& p, const Place& u, S& s, int chunk, int buffer, f64 mark, bool sums_grow) {
@@ -24,20 +32,30 @@ DEVICE void make_columns(const Walk& p, const Place& u, S& s, int chunk, int buf
         }
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < CHUNK * COLUMNS / 2; i += THREADS) {
-        const int t = i / (COLUMNS / 2), j = i % (COLUMNS / 2);
-        const f32 inverse = s.of_queries[buffer][0][t], tail = s.of_queries[buffer][1][t];
-        const u32 dy = reinterpret_cast<const u32*>(s.dy[buffer] + t * COLUMN_STRIDE)[j];
-        auto column = [&](int i, f32 of_dy, f32 by) {
-            if (i < D_VALUE) return of_dy * inverse * by;
-            return i == D_VALUE ? tail * by : i == D_VALUE + 1 ? rest_of(tail * by) : 0.0f;
-        };
-        const f32 low = low_of(dy), high = high_of(dy);
-        reinterpret_cast<u32*>(s.columns + t * COLUMN_STRIDE)[j] = bf16x2_bits(column(2 * j, low, 1), column(2 * j + 1, high, 1));
-        if (LOGS && sums_grow) {
-            const f32 by = s.by[t];
-            const u32 scaled = bf16x2_bits(column(2 * j, low, by), column(2 * j + 1, high, by));
-            reinterpret_cast<u32*>(s.scaled + t * COLUMN_STRIDE)[j] = scaled;
+    auto put = [&](bf16* to, f32 inverse, u32 dy) {
+        *reinterpret_cast<u32*>(to) = bf16x2_bits(low_of(dy) * inverse, high_of(dy) * inverse);
+    };
+    const bool scaled = LOGS && sums_grow;
+    constexpr int PAIRS = (D_VALUE + 1) / 2;
+#pragma unroll
+    for (int i = threadIdx.x; i < CHUNK * PAIRS; i += THREADS) {
+        const int t = i / PAIRS, at = t * COLUMN_STRIDE + i % PAIRS * 2;
+        const f32 inverse = s.of_queries[buffer][0][t];
+        const u32 dy = *reinterpret_cast<const u32*>(s.dy[buffer] + at);
+        put(s.columns + at, inverse, dy);
+        if (scaled) put(s.scaled + at, inverse * s.by[t], dy);
+    }
+    // An odd value's last pair has had something that is not dy, which the tail takes the place of.
+    if constexpr (D_VALUE % 2 == 1) __syncthreads();
+    for (int t = threadIdx.x; t < CHUNK; t += THREADS) {
+        const f32 tail = s.of_queries[buffer][1][t];
+        bf16* to = s.columns + t * COLUMN_STRIDE + D_VALUE;
+        to[0] = from_f32<bf16>(tail);
+        to[1] = from_f32<bf16>(rest_of(tail));
+        if (scaled) {
+            to = s.scaled + t * COLUMN_STRIDE + D_VALUE;
+            to[0] = from_f32<bf16>(tail * s.by[t]);
+            to[1] = from_f32<bf16>(rest_of(tail * s.by[t]));
         }
     }
     if (sums_grow) turn(s.turned, s.queries[buffer]);

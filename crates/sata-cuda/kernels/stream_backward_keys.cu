@@ -17,7 +17,7 @@ struct Shared {
     f32 factors[(2 * TILES + 3) / 4 * 4];
     f32 by[CHUNK];
     f32 sums[STASH ? SET : 4];
-    f32 room[ROW_TILES * (ROOM > 0 ? ROOM : 4)];
+    f32 room[GROUPS * ROOM];
     Place place;
 };
 SAME_SIZE(Shared, KEY_SHARED);
@@ -35,8 +35,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const Place& u = s.place;
     find_place(p, s.place);
-    // The warp's 16 rows, and which part of them.
-    const int warp = threadIdx.x / 32 % ROW_TILES, part = threadIdx.x / 32 / ROW_TILES;
+    // Which rows a warp has, and which part of their work.
+    const int warp = threadIdx.x / 32 % GROUPS, part = threadIdx.x / 32 / GROUPS, own_rows = warp * ROW_TILES * 16;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     f32* room = s.room + warp * ROOM;
     Sums sums;
@@ -44,6 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     if (u.at.end + LAG < u.at.chunks) load_sums(sums, sums_at(p, u.head, u.at.last_slot));
     if constexpr (STASH) store_sums(sums, s.sums);
     make_factors(p, s.factors);
+    clear_columns(s);
 
     // A step: some query head's chunk `other`, for the keys of `chunk`.
     int chunk = u.at.end - 1, h = 0, other = chunk, own = 0;
@@ -53,7 +54,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     Rotated x;
     Left left;
     Logs logs;
-    f32 dv[COLUMN_TILES][4], dk[KEY_TILES][4];
+    OfColumns dv;
+    OfKeys dk;
 #pragma unroll 1
     for (int buffer = 0; chunk >= u.at.first; buffer ^= 1) {
         const int until = min(chunk + LAG, u.at.chunks - 1);
@@ -79,68 +81,66 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         __syncthreads();
         const f64 last_mark = mark_of(p, u.at, u.head, chunk + LAG + 1);
         if (begins) {
-            x = rotated_rows(s.keys[own] + warp * 16 * KEY_STRIDE);
-            left = left_rows(s.values[own] + warp * 16 * COLUMN_STRIDE);
-#pragma unroll
-            for (int n = 0; n < COLUMN_TILES; n++) dv[n][0] = dv[n][1] = dv[n][2] = dv[n][3] = 0;
-#pragma unroll
-            for (int n = 0; n < KEY_TILES; n++) dk[n][0] = dk[n][1] = dk[n][2] = dk[n][3] = 0;
+            x = rotated_rows(s.keys[own] + own_rows * KEY_STRIDE);
+            left = left_rows(s.values[own] + own_rows * COLUMN_STRIDE);
+            clear(dv);
+            clear(dk);
             if constexpr (LOGS) {
 #pragma unroll
-                for (int r = 0; r < 2; r++) logs.row[r] = -log_of(p, u, chunk, warp * 16 + g + 8 * r, mark);
+                for (int i = 0; i < 2 * ROW_TILES; i++) {
+                    logs.row[i / 2][i % 2] = -log_of(p, u, chunk, own_rows + g + 8 * i, mark);
+                }
             }
             if (chunk + LAG + 1 < u.at.chunks) {
                 read_sums(dv, x, s.table, part);
                 read_slopes(dk, x, left, s.table, part);
                 if constexpr (FADES) {
+                    f32 far[ROW_TILES][2];
 #pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        const f32 far = exp2_of(logs.row[r] + f32(last_mark - mark) * LOG2_E);
-#pragma unroll
-                        for (int e = 0; e < 2; e++) {
-#pragma unroll
-                            for (int n = 0; n < COLUMN_TILES; n++) dv[n][2 * r + e] *= far;
-#pragma unroll
-                            for (int n = 0; n < KEY_TILES; n++) dk[n][2 * r + e] *= far;
-                        }
+                    for (int i = 0; i < 2 * ROW_TILES; i++) {
+                        far[i / 2][i % 2] = exp2_of(logs.row[i / 2][i % 2] + f32(last_mark - mark) * LOG2_E);
                     }
+                    scale(dv, far);
+                    scale(dk, far);
                 }
             }
         }
         logs.all = LAG > 0 && FADES ? f32(other_mark - mark) * LOG2_E : 0.0f;
 #pragma unroll 1
-        for (int tile = (other == chunk ? warp : 0) + part; tile < ROW_TILES; tile += SPLIT) {
+        for (int tile = (other == chunk ? warp * ROW_TILES : 0) + part; tile < TOKEN_TILES; tile += SPLIT) {
             const bf16* queries = s.queries[buffer] + tile * 16 * KEY_STRIDE;
             const bf16* columns = s.columns + tile * 16 * COLUMN_STRIDE;
-            const Cut cut = other == chunk && tile == warp ? COLUMNS_FROM_ROW : WHOLE;
-            const bool exact = is_near(p, other * CHUNK + tile * 16, chunk * CHUNK + warp * 16);
-            logs.column = s.logs + (LOGS ? tile * 16 : 0);
-            f32 z[2][4], w[2][4], d[2][4];
-            logits(z, x, queries);
-            weigh<false>(p, w, z, logs, cut, exact);
-            weigh_columns(dv, w, columns);
-            by_weights(d, left, columns);
-            weigh<true>(p, w, z, logs, cut, exact);
+            Beside beside{WHOLE, own_rows - tile * 16, 0};
+            if (other == chunk && tile < (warp + 1) * ROW_TILES) beside.cut = FROM_ROW;
+            if constexpr (NEAR) {
 #pragma unroll
-            for (int n = 0; n < 2; n++) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) w[n][j] *= d[n][j];
+                for (int m = 0; m < ROW_TILES; m++) {
+                    if (is_near(p, other * CHUNK + tile * 16, chunk * CHUNK + own_rows + 16 * m)) beside.near |= 1u << m;
+                }
             }
+            logs.column = s.logs + (LOGS ? tile * 16 : 0);
+            OfPairs z, w;
+            logits(z, x, queries);
+            weigh<false>(p, w, z, logs, beside);
+            weigh_columns(dv, w, columns);
+            weigh<true>(p, w, z, logs, beside);
+            times_columns(w, left, columns);
             weigh_keys(dk, w, queries);
         }
         if (ends) {
             gather(dv, room, part);
-            if constexpr (SPLIT > 1) barrier_sync(1 + warp, 64);
+            if constexpr (SPLIT > 1) meet();
             gather(dk, room, part);
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
+            for (int i = 0; i < 2 * ROW_TILES; i++) {
                 if (part > 0) break;
-                const int token = chunk * CHUNK + warp * 16 + g + 8 * r;
+                const int m = i / 2, r = i % 2, token = chunk * CHUNK + own_rows + g + 8 * i;
                 if constexpr (FADES) {
                     f32 dot = 0;
 #pragma unroll
                     for (int n = 0; n < COLUMN_TILES; n++) {
-                        dot += low_of(left.word[2 * n + r]) * dv[n][2 * r] + high_of(left.word[2 * n + r]) * dv[n][2 * r + 1];
+                        const u32 v = left.word[m][2 * n + r];
+                        dot += low_of(v) * dv[m][n][2 * r] + high_of(v) * dv[m][n][2 * r + 1];
                     }
                     dot += __shfl_xor_sync(0xffffffffu, dot, 1);
                     dot += __shfl_xor_sync(0xffffffffu, dot, 2);
@@ -150,19 +150,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 bf16* to = row<bf16>(p.dk, u.at.k_batch, u.head, u.at.k_first + token) + 2 * t;
 #pragma unroll
                 for (int n = 0; n < KEY_TILES; n++) {
-                    *reinterpret_cast<u32*>(to + 8 * n) = bf16x2_bits(dk[n][2 * r], dk[n][2 * r + 1]);
+                    *reinterpret_cast<u32*>(to + 8 * n) = bf16x2_bits(dk[m][n][2 * r], dk[m][n][2 * r + 1]);
                 }
                 to = row<bf16>(p.dv, u.at.k_batch, u.head, u.at.k_first + token);
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; n++) {
                     const int column = 8 * n + 2 * t;
+                    const f32 low = dv[m][n][2 * r], high = dv[m][n][2 * r + 1];
                     if constexpr (D_VALUE % 2 == 0) {
-                        if (column < D_VALUE) {
-                            *reinterpret_cast<u32*>(to + column) = bf16x2_bits(dv[n][2 * r], dv[n][2 * r + 1]);
-                        }
+                        if (column < D_VALUE) *reinterpret_cast<u32*>(to + column) = bf16x2_bits(low, high);
                     } else {
-                        if (column < D_VALUE) to[column] = from_f32<bf16>(dv[n][2 * r]);
-                        if (column + 1 < D_VALUE) to[column + 1] = from_f32<bf16>(dv[n][2 * r + 1]);
+                        if (column < D_VALUE) to[column] = from_f32<bf16>(low);
+                        if (column + 1 < D_VALUE) to[column + 1] = from_f32<bf16>(high);
                     }
                 }
             }

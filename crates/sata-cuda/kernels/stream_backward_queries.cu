@@ -17,7 +17,7 @@ struct Shared {
     f32 factors[(2 * TILES + 3) / 4 * 4];
     f32 by[CHUNK];
     f32 sums[STASH ? SET : 4];
-    f32 room[ROW_TILES * (ROOM > 0 ? ROOM : 4)];
+    f32 room[GROUPS * ROOM];
     Place place;
 };
 SAME_SIZE(Shared, QUERY_SHARED);
@@ -43,8 +43,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const Place& u = s.place;
     find_place(p, s.place);
-    // The warp's 16 rows, and which part of them.
-    const int warp = threadIdx.x / 32 % ROW_TILES, part = threadIdx.x / 32 / ROW_TILES;
+    // Which rows a warp has, and which part of their work.
+    const int warp = threadIdx.x / 32 % GROUPS, part = threadIdx.x / 32 / GROUPS;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     f32* room = s.room + warp * ROOM;
     Sums sums;
@@ -93,8 +93,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         }
 
         const bool has_sums = summed > 0;
-        const int first = chunk * CHUNK + warp * 16;
-        const Rotated x = rotated_rows(s.queries[buffer] + warp * 16 * KEY_STRIDE);
+        const int own = warp * ROW_TILES * 16, first = chunk * CHUNK + own;
+        const Rotated x = rotated_rows(s.queries[buffer] + own * KEY_STRIDE);
         // Goes through what is weighed one by one.
         Logs logs;
         auto pairs = [&](auto&& of) {
@@ -102,150 +102,135 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             for (int other = LAG > 0 ? max(0, summed) : chunk; other <= chunk; other++) {
                 const int slot = other % SLOTS;
                 logs.all = LAG > 0 && FADES ? f32(mark - mark_of(p, u.at, u.head, other)) * LOG2_E : 0.0f;
-                const int tiles = other == chunk ? warp + 1 : ROW_TILES;
+                const int tiles = other == chunk ? (warp + 1) * ROW_TILES : TOKEN_TILES;
 #pragma unroll 1
                 for (int tile = part; tile < tiles; tile += SPLIT) {
                     const bf16* keys = s.keys[slot] + tile * 16 * KEY_STRIDE;
                     const bf16* columns = s.columns[slot] + tile * 16 * COLUMN_STRIDE;
-                    const Cut cut = other == chunk && tile == warp ? COLUMNS_UP_TO_ROW : WHOLE;
-                    const bool exact = is_near(p, first, other * CHUNK + tile * 16);
+                    Beside beside{WHOLE, own - tile * 16, 0};
+                    if (other == chunk && tile >= warp * ROW_TILES) beside.cut = UP_TO_ROW;
+                    if constexpr (NEAR) {
+#pragma unroll
+                        for (int m = 0; m < ROW_TILES; m++) {
+                            if (is_near(p, first + 16 * m, other * CHUNK + tile * 16)) beside.near |= 1u << m;
+                        }
+                    }
                     logs.column = s.logs[slot] + (LOGS ? tile * 16 : 0);
-                    f32 of_pairs[2][4];
+                    OfPairs of_pairs;
                     logits(of_pairs, x, keys);
-                    of(of_pairs, keys, columns, cut, exact);
+                    of(of_pairs, keys, columns, beside);
                 }
             }
         };
-        f32 shift[2] = {0, 0};
+        f32 shift[ROW_TILES][2], far[ROW_TILES][2];
         if constexpr (LOGS) {
 #pragma unroll
-            for (int r = 0; r < 2; r++) logs.row[r] = log_of(p, u, chunk, warp * 16 + g + 8 * r, mark);
+            for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] = log_of(p, u, chunk, own + g + 8 * i, mark);
         }
         if constexpr (NEAR) {
             // The largest near logit, but no less than leaves far weights finite.
-            shift[0] = shift[1] = has_sums ? -60.0f : -3e38f;
-            pairs([&](const f32 (&z)[2][4], const bf16*, const bf16*, Cut cut, bool exact) {
-                if (!exact) {
-                    shift[0] = fmaxf(shift[0], -60.0f), shift[1] = fmaxf(shift[1], -60.0f);
-                    return;
-                }
 #pragma unroll
-                for (int n = 0; n < 2; n++) {
+            for (int m = 0; m < ROW_TILES; m++) shift[m][0] = shift[m][1] = has_sums ? -60.0f : -3e38f;
+            pairs([&](const OfPairs& z, const bf16*, const bf16*, const Beside& beside) {
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        const int column = 8 * n + 2 * t + j % 2;
-                        if (cut == WHOLE || column <= g + j / 2 * 8) shift[j / 2] = fmaxf(shift[j / 2], z[n][j] * p.scale);
+                for (int m = 0; m < ROW_TILES; m++) {
+                    const bool near = (beside.near >> m & 1) != 0;
+#pragma unroll
+                    for (int n = 0; n < 2; n++) {
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            const int ahead = beside.ahead + 16 * m + g + j / 2 * 8 - (8 * n + 2 * t + j % 2);
+                            const f32 logit = near ? z[m][n][j] * p.scale : -60.0f;
+                            if (beside.cut == WHOLE || ahead >= 0) shift[m][j / 2] = fmaxf(shift[m][j / 2], logit);
+                        }
                     }
                 }
             });
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                shift[r] = fmaxf(shift[r], __shfl_xor_sync(0xffffffffu, shift[r], 1));
-                shift[r] = fmaxf(shift[r], __shfl_xor_sync(0xffffffffu, shift[r], 2));
+            for (int i = 0; i < 2 * ROW_TILES; i++) {
+                f32& most = shift[i / 2][i % 2];
+                most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
             }
             share_largest(shift, room, part);
 #pragma unroll
-            for (int r = 0; r < 2; r++) logs.row[r] -= shift[r] * LOG2_E;
+            for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] -= shift[i / 2][i % 2] * LOG2_E;
         }
-        f32 far[2] = {1, 1};
         if constexpr (LOGS) {
 #pragma unroll
-            for (int r = 0; r < 2; r++) far[r] = exp2_of(logs.row[r] + f32(mark - sums_mark) * LOG2_E);
-        }
-
-        f32 c[COLUMN_TILES][4];
-#pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
-        if (has_sums) {
-            read_sums(c, x, s.table, part);
-            if constexpr (LOGS) {
-#pragma unroll
-                for (int n = 0; n < COLUMN_TILES; n++) {
-#pragma unroll
-                    for (int j = 0; j < 4; j++) c[n][j] *= far[j / 2];
-                }
+            for (int i = 0; i < 2 * ROW_TILES; i++) {
+                far[i / 2][i % 2] = exp2_of(logs.row[i / 2][i % 2] + f32(mark - sums_mark) * LOG2_E);
             }
         }
-        pairs([&](const f32 (&z)[2][4], const bf16*, const bf16* columns, Cut cut, bool exact) {
-            f32 w[2][4];
-            weigh<false>(p, w, z, logs, cut, exact);
+
+        OfColumns c;
+        clear(c);
+        if (has_sums) {
+            read_sums(c, x, s.table, part);
+            if constexpr (LOGS) scale(c, far);
+        }
+        pairs([&](const OfPairs& z, const bf16*, const bf16* columns, const Beside& beside) {
+            OfPairs w;
+            weigh<false>(p, w, z, logs, beside);
             weigh_columns(c, w, columns);
         });
-
         gather(c, room, part);
 
         // From N̂ to ĝ. What is rounded of dy/D is so in the last element, too: ĝ·N̂ stays 0.
         constexpr int TAIL_TILE = D_VALUE / 8, TAIL_LANE = D_VALUE % 8 / 2, TAIL = D_VALUE % 2;
         constexpr int REST_TILE = (D_VALUE + 1) / 8, REST_LANE = (D_VALUE + 1) % 8 / 2, REST = (D_VALUE + 1) % 2;
-        f32 inverse[2], dot[2] = {0, 0};
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            inverse[r] = 1.0f / __shfl_sync(0xffffffffu, c[TAIL_TILE][2 * r + TAIL], (lane & ~3) | TAIL_LANE);
-            if (first + g + 8 * r >= u.at.tokens) inverse[r] = 0;
-        }
+        for (int i = 0; i < 2 * ROW_TILES; i++) {
+            const int m = i / 2, r = i % 2, row = first + g + 8 * i;
+            f32 inverse = 1.0f / __shfl_sync(0xffffffffu, c[m][TAIL_TILE][2 * r + TAIL], (lane & ~3) | TAIL_LANE), dot = 0;
+            if (row >= u.at.tokens) inverse = 0;
 #pragma unroll
-        for (int n = 0; n < COLUMN_TILES; n++) {
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const bf16* from = s.dy[buffer] + (warp * 16 + g + 8 * r) * COLUMN_STRIDE + 8 * n + 2 * t;
+            for (int n = 0; n < COLUMN_TILES; n++) {
+                const bf16* from = s.dy[buffer] + (own + g + 8 * i) * COLUMN_STRIDE + 8 * n + 2 * t;
                 const u32 dy = *reinterpret_cast<const u32*>(from);
-                const u32 by = bf16x2_bits(low_of(dy) * inverse[r], high_of(dy) * inverse[r]);
+                const u32 by = bf16x2_bits(low_of(dy) * inverse, high_of(dy) * inverse);
                 // Where dy has no column, what is left of N̂ is not looked at.
                 const bool low = 8 * n + 2 * t < D_VALUE, high = 8 * n + 2 * t + 1 < D_VALUE;
-                dot[r] += (low ? low_of(by) * c[n][2 * r] : 0.0f) + (high ? high_of(by) * c[n][2 * r + 1] : 0.0f);
-                c[n][2 * r] = low_of(by);
-                c[n][2 * r + 1] = high_of(by);
+                dot += (low ? low_of(by) * c[m][n][2 * r] : 0.0f) + (high ? high_of(by) * c[m][n][2 * r + 1] : 0.0f);
+                c[m][n][2 * r] = low_of(by);
+                c[m][n][2 * r + 1] = high_of(by);
             }
-        }
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            dot[r] += __shfl_xor_sync(0xffffffffu, dot[r], 1);
-            dot[r] += __shfl_xor_sync(0xffffffffu, dot[r], 2);
-            const f32 tail = -dot[r] * inverse[r];
-            if (t == TAIL_LANE) c[TAIL_TILE][2 * r + TAIL] = tail;
-            if (t == REST_LANE) c[REST_TILE][2 * r + REST] = rest_of(tail);
-            if (part == 0 && t == 0 && first + g + 8 * r < u.at.tokens) {
-                const i64 at = query_at(p, u, h) + first + g + 8 * r;
-                p.inverse[at] = inverse[r];
+            dot += __shfl_xor_sync(0xffffffffu, dot, 1);
+            dot += __shfl_xor_sync(0xffffffffu, dot, 2);
+            const f32 tail = -dot * inverse;
+            if (t == TAIL_LANE) c[m][TAIL_TILE][2 * r + TAIL] = tail;
+            if (t == REST_LANE) c[m][REST_TILE][2 * r + REST] = rest_of(tail);
+            if (part == 0 && t == 0 && row < u.at.tokens) {
+                const i64 at = query_at(p, u, h) + row;
+                p.inverse[at] = inverse;
                 p.tail[at] = tail;
-                if constexpr (NEAR) p.shift[at] = shift[r];
+                if constexpr (NEAR) p.shift[at] = shift[m][r];
             }
         }
         Left left = left_of(c);
         share(left, room, part);
-        f32 dq[KEY_TILES][4];
-#pragma unroll
-        for (int n = 0; n < KEY_TILES; n++) dq[n][0] = dq[n][1] = dq[n][2] = dq[n][3] = 0;
+        OfKeys dq;
+        clear(dq);
         if (has_sums) {
             read_slopes(dq, x, left, s.table, part);
-            if constexpr (LOGS) {
-#pragma unroll
-                for (int n = 0; n < KEY_TILES; n++) {
-#pragma unroll
-                    for (int j = 0; j < 4; j++) dq[n][j] *= far[j / 2];
-                }
-            }
+            if constexpr (LOGS) scale(dq, far);
         }
-        pairs([&](const f32 (&z)[2][4], const bf16* keys, const bf16* columns, Cut cut, bool exact) {
-            f32 w[2][4], d[2][4];
-            weigh<true>(p, w, z, logs, cut, exact);
-            by_weights(d, left, columns);
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) w[n][j] *= d[n][j];
-            }
+        pairs([&](const OfPairs& z, const bf16* keys, const bf16* columns, const Beside& beside) {
+            OfPairs w;
+            weigh<true>(p, w, z, logs, beside);
+            times_columns(w, left, columns);
             weigh_keys(dq, w, keys);
         });
         gather(dq, room, part);
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int token = first + g + 8 * r;
+        for (int i = 0; i < 2 * ROW_TILES; i++) {
+            const int token = first + g + 8 * i;
             if (part == 0 && token < u.at.tokens) {
                 bf16* to = row<bf16>(p.dq, u.at.q_batch, u.head * p.group + h, u.at.q_first + token) + 2 * t;
 #pragma unroll
                 for (int n = 0; n < KEY_TILES; n++) {
-                    *reinterpret_cast<u32*>(to + 8 * n) = bf16x2_bits(dq[n][2 * r], dq[n][2 * r + 1]);
+                    const f32(&of)[4] = dq[i / 2][n];
+                    *reinterpret_cast<u32*>(to + 8 * n) = bf16x2_bits(of[i % 2 * 2], of[i % 2 * 2 + 1]);
                 }
             }
         }

@@ -66,6 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
     if ((u.at.last_slot & OF_QUERIES) == 0) return;
     Sums sums;
     clear_sums(sums);
+    clear_columns(s);
     const int first = min(u.at.first + LAG, u.at.chunks), end = min(u.at.end + LAG, u.at.chunks);
     const int steps = (end - first) * p.group;
     if (steps > 0) fetch_queries(p, u, s, end - 1, 0, 0);

@@ -59,14 +59,15 @@ impl Shape {
         chunk(self.d_key)
     }
 
-    /// Warps that share 16 tokens: with more sums, more warps than tokens keep busy.
-    fn split(&self) -> usize {
+    /// Tiles of 16 tokens of a warp, and warps that share them: what warps read of sums is read once for
+    /// all their tokens.
+    fn row_tiles(&self) -> usize {
         if self.d_key == 8 { 1 } else { 2 }
     }
 
     /// Threads of a block.
     pub fn threads(&self) -> usize {
-        2 * self.chunk() * self.split()
+        2 * self.chunk()
     }
 
     fn columns(&self) -> usize {
@@ -110,7 +111,7 @@ impl Shape {
 
     /// Bytes of what reads sums: rounded ones, factors, what waits, what warps share.
     fn table(&self) -> usize {
-        let room = if self.split() > 1 { 64 * self.columns() } else { 16 };
+        let room = if self.row_tiles() > 1 { 64 * self.columns().max(self.d_key) } else { 16 };
         rows(16 * self.tiles(), self.columns())
             + (2 * self.tiles()).next_multiple_of(4) * 4
             + if self.stash() { 4 * self.sums_len() } else { 16 }
@@ -152,6 +153,7 @@ impl Shape {
             .define("ORDERS", self.orders)
             .define("CHUNK", self.chunk())
             .define("WARPS", self.threads() / 32)
+            .define("ROW_TILES", self.row_tiles())
             .define("STASH", u8::from(self.stash()))
             .define("LAG", self.lag)
             .define("FADES", u8::from(self.fades))
