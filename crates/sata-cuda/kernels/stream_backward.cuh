@@ -52,6 +52,33 @@ DEVICE void each(F&& f) {
     }
 }
 
+// A thread's lane, and warp. Read anew wherever that is written: what follows from them then takes no registers in between.
+#if defined(SATA_EMULATOR)
+DEVICE int lane_now() { return int(threadIdx.x) % 32; }
+DEVICE int thread_now() { return int(threadIdx.x); }
+#else
+DEVICE int lane_now() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+DEVICE int thread_now() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+#endif
+DEVICE int warp_now() { return thread_now() / 32; }
+// f(0) .. f(COUNT - 1), each by some thread.
+template <int COUNT, class F>
+DEVICE void spread(F&& f) {
+    const int thread = thread_now();
+#pragma unroll
+    for (int first = 0; first < COUNT; first += THREADS) {
+        if (first + THREADS <= COUNT || first + thread < COUNT) f(first + thread);
+    }
+}
+
 // ---- The features ---------------------------------------------------------------------------------------------
 struct Half {
     int order, a, b, c, times;
@@ -283,7 +310,7 @@ struct Rotated {
     u32 pair[ROW_TILES][2][D_KEY];
 };
 DEVICE Rotated rotated_rows(const bf16* rows) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int lane = lane_now(), g = lane / 4, t = lane % 4;
     Rotated x;
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
@@ -355,7 +382,7 @@ DEVICE Left left_of(const OfColumns& c) {
 DEVICE f32 rest_of(f32 x) { return x - to_f32(from_f32<bf16>(x)); }
 // From rows in shared memory.
 DEVICE Left left_rows(const bf16* rows) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int lane = lane_now(), g = lane / 4, t = lane % 4;
     Left x;
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
@@ -376,8 +403,7 @@ DEVICE Left left_rows(const bf16* rows) {
 struct Right {
     u32 word[COLUMN_TILES][2];
 };
-DEVICE Right right_rows(const bf16* rows) {
-    const int lane = threadIdx.x % 32;
+DEVICE Right right_rows(const bf16* rows, int lane) {
     Right x;
     if constexpr (COLUMN_TILES >= 2) {
         u32 w[4];
@@ -393,8 +419,7 @@ DEVICE Right right_rows(const bf16* rows) {
 }
 // The same 16 rows, each a column of the right factor: word[n] are the words of its columns 8n .. of depth for rows 0-7
 // and rows 8-15.
-DEVICE Right right_columns(const bf16* rows) {
-    const int lane = threadIdx.x % 32;
+DEVICE Right right_columns(const bf16* rows, int lane) {
     Right x;
     if constexpr (COLUMN_TILES >= 2) {
         u32 w[4];
@@ -433,13 +458,14 @@ DEVICE void of_part(int part, F&& f) {
 // c += Φ(rows) · table over a part's features. Every other tile has accumulators of its own: products wait for each other
 // less.
 DEVICE void read_sums(OfColumns& c, const Rotated& x, const bf16* table, int part) {
+    const int lane = lane_now();
     OfColumns odd;
     clear(odd);
     of_part(part, [&](auto own) {
         constexpr int BEGIN = Part<decltype(own)::value>::begin, END = Part<decltype(own)::value>::end;
         each<BEGIN, END>([&](auto tile) {
             constexpr int T = decltype(tile)::value;
-            const Right right = right_rows(table + T * 16 * COLUMN_STRIDE);
+            const Right right = right_rows(table + T * 16 * COLUMN_STRIDE, lane);
 #pragma unroll
             for (int m = 0; m < ROW_TILES; m++) {
                 const u32(&low)[D_KEY] = x.pair[m][0];
@@ -508,6 +534,7 @@ DEVICE void take_slopes(Slopes& s, const f32 (&d)[4]) {
 }
 // c += the gradient by the rows of left · tableᵀ · Φ(rows), over a part's features.
 DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf16* table, int part) {
+    const int lane = lane_now(), t = lane % 4;
     Slopes s[ROW_TILES];
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
@@ -524,7 +551,7 @@ DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf1
         each<BEGIN, END>([&](auto tile) {
             constexpr int T = decltype(tile)::value;
             if constexpr (HalfOf<2 * T>::order > 0) {
-                const Right right = right_columns(table + T * 16 * COLUMN_STRIDE);
+                const Right right = right_columns(table + T * 16 * COLUMN_STRIDE, lane);
 #pragma unroll
                 for (int m = 0; m < ROW_TILES; m++) {
                     f32 d[4] = {0, 0, 0, 0};
@@ -540,7 +567,6 @@ DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf1
         });
     });
     // Lane t has elements rotated by 2t; it needs those of columns 2t, 2t+1 (and 8 on) from all four.
-    const int lane = threadIdx.x % 32, t = lane % 4;
 #pragma unroll
     for (int from = 0; from < 4; from++) {
         // The lane that is `from` before this one has its columns at 2 from, or 8 further where that wraps.
@@ -566,11 +592,11 @@ DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf1
 // ---- What two warps share -------------------------------------------------------------------------------------
 // The second warp of a pair gives; the first has the sum. `room` is the pair's own.
 constexpr int ROOM = SPLIT > 1 ? ROW_TILES * (COLUMN_TILES > KEY_TILES ? COLUMN_TILES : KEY_TILES) * 128 : 4;
-DEVICE void meet() { barrier_sync(1 + threadIdx.x / 32 % GROUPS, 64); }
+DEVICE void meet() { barrier_sync(1 + warp_now() % GROUPS, 64); }
 template <int N>
 DEVICE void gather(f32 (&c)[ROW_TILES][N][4], f32* room, int part) {
     if constexpr (SPLIT > 1) {
-        const int lane = threadIdx.x % 32;
+        const int lane = lane_now();
         if (part > 0) {
 #pragma unroll
             for (int i = 0; i < ROW_TILES * N; i++) {
@@ -592,7 +618,7 @@ DEVICE void gather(f32 (&c)[ROW_TILES][N][4], f32* room, int part) {
 // The first warp's, to the second.
 DEVICE void share(Left& x, f32* room, int part) {
     if constexpr (SPLIT > 1) {
-        const int lane = threadIdx.x % 32;
+        const int lane = lane_now();
         constexpr int WORDS = 2 * COLUMN_TILES;
         u32* words = reinterpret_cast<u32*>(room) + lane;
         if (part == 0) {
@@ -609,7 +635,7 @@ DEVICE void share(Left& x, f32* room, int part) {
 // The larger of both, to both.
 DEVICE void share_largest(f32 (&x)[ROW_TILES][2], f32* room, int part) {
     if constexpr (SPLIT > 1) {
-        f32* numbers = room + threadIdx.x % 32;
+        f32* numbers = room + lane_now();
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) numbers[(2 * i + part) * 32] = x[i / 2][i % 2];
         meet();
@@ -644,7 +670,7 @@ constexpr int STEPS_AT_ONCE = SUM_UNROLL;
 // sums += Φ(tokens)ᵀ · columns over a chunk; `turned` has the tokens' elements as rows.
 template <int W>
 DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_now();
 #pragma unroll STEPS_AT_ONCE
     for (int step = 0; step < CHUNK / 16; step++) {
         // Of tokens 2t, 2t+1, and 8 on: element i + g.
@@ -659,7 +685,7 @@ DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns) {
                 pair[0][I] = pair[1][I] = pair[0][I + 1] = pair[1][I + 1] = 0;
             }
         });
-        const Right right = right_rows(columns + step * 16 * COLUMN_STRIDE);
+        const Right right = right_rows(columns + step * 16 * COLUMN_STRIDE, lane);
         each<0, WARP_TILES>([&](auto i) {
             constexpr int T = W * WARP_TILES + decltype(i)::value;
             if constexpr (T < TILES) {
@@ -674,7 +700,7 @@ DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns) {
     }
 }
 DEVICE void add_sums(Sums& sums, const bf16* turned, const bf16* columns) {
-    const int warp = threadIdx.x / 32;
+    const int warp = warp_now();
     each<0, WARPS>([&](auto w) {
         if (warp == decltype(w)::value) add_sums_of<decltype(w)::value>(sums, turned, columns);
     });
@@ -702,7 +728,7 @@ DEVICE void clear_sums(Sums& sums) {
 constexpr int SET = TILES * COLUMN_TILES * 128;  // numbers of a set of sums
 DEVICE f32* sums_at(const Walk& p, i64 head, int slot) { return p.sums + (head * p.slots + slot) * SET; }
 DEVICE void load_sums(Sums& sums, const f32* from) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = warp_now(), lane = lane_now();
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
         const int tile = warp * WARP_TILES + i;
@@ -714,7 +740,7 @@ DEVICE void load_sums(Sums& sums, const f32* from) {
     }
 }
 DEVICE void store_sums(const Sums& sums, f32* to) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = warp_now(), lane = lane_now();
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
         const int tile = warp * WARP_TILES + i;
@@ -727,7 +753,7 @@ DEVICE void store_sums(const Sums& sums, f32* to) {
 }
 // Rounded to be read, with the factors of their halves.
 DEVICE void show_sums(const Sums& sums, bf16* table, const f32* factors) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int warp = warp_now(), lane = lane_now(), g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
         const int tile = warp * WARP_TILES + i;
@@ -756,24 +782,21 @@ DEVICE void make_factors(const Walk& p, f32* factors) {
 // ---- Tokens in shared memory ----------------------------------------------------------------------------------
 // Rows [CHUNK x D_KEY] of tokens from `first` on; zeros after the last.
 DEVICE void fetch_keys(bf16* to, const Rows& x, int first, int tokens) {
-#pragma unroll
-    for (int i = threadIdx.x; i < CHUNK * KEY_TILES; i += THREADS) {
+    spread<CHUNK * KEY_TILES>([&](int i) {
         const int t = i / KEY_TILES, part = i % KEY_TILES;
         const bool is = first + t < tokens;
         copy_async<16>(to + t * KEY_STRIDE + part * 8, x.first + (is ? first + t : 0) * x.stride + part * 8, is ? 16 : 0);
-    }
+    });
 }
 // The same of values, whose further columns stay as they are.
 DEVICE void fetch_values(bf16* to, const Rows& x, int first, int tokens) {
     if constexpr (D_VALUE % 8 == 0) {
         constexpr int PARTS = D_VALUE / 8;
-        // The last threads first: the first ones have keys to fetch.
-#pragma unroll
-        for (int i = THREADS - 1 - int(threadIdx.x); i < CHUNK * PARTS; i += THREADS) {
+        spread<CHUNK * PARTS>([&](int i) {
             const int t = i / PARTS, part = i % PARTS;
             const bool is = first + t < tokens;
             copy_async<16>(to + t * COLUMN_STRIDE + part * 8, x.first + (is ? first + t : 0) * x.stride + part * 8, is ? 16 : 0);
-        }
+        });
     } else {
 #pragma unroll 1
         for (int i = threadIdx.x; i < CHUNK * D_VALUE; i += THREADS) {
@@ -795,8 +818,7 @@ DEVICE void put_ones(bf16* to, int first, int tokens) {
 }
 // [D_KEY x CHUNK] of rows.
 DEVICE void turn(bf16* to, const bf16* rows) {
-#pragma unroll
-    for (int i = threadIdx.x; i < CHUNK * (D_KEY / 4); i += THREADS) {
+    spread<CHUNK * (D_KEY / 4)>([&](int i) {
         const int t = i % CHUNK, part = i / CHUNK * 4;
         const uint2 x = *reinterpret_cast<const uint2*>(rows + t * KEY_STRIDE + part);
         bf16* column = to + part * TURNED_STRIDE + t;
@@ -804,15 +826,15 @@ DEVICE void turn(bf16* to, const bf16* rows) {
         column[TURNED_STRIDE].bits = u16(x.x >> 16);
         column[2 * TURNED_STRIDE].bits = u16(x.y);
         column[3 * TURNED_STRIDE].bits = u16(x.y >> 16);
-    }
+    });
 }
 // Columns of each token times a number of its own.
 DEVICE void scale_columns(bf16* to, const bf16* from, const f32* by) {
-    for (int i = threadIdx.x; i < CHUNK * COLUMNS / 2; i += THREADS) {
+    spread<CHUNK * COLUMNS / 2>([&](int i) {
         const int t = i / (COLUMNS / 2), j = i % (COLUMNS / 2);
         const u32 x = reinterpret_cast<const u32*>(from + t * COLUMN_STRIDE)[j];
         reinterpret_cast<u32*>(to + t * COLUMN_STRIDE)[j] = bf16x2_bits(low_of(x) * by[t], high_of(x) * by[t]);
-    }
+    });
 }
 
 // ---- Pairs ----------------------------------------------------------------------------------------------------
@@ -821,7 +843,7 @@ typedef f32 OfPairs[ROW_TILES][2][4];
 
 // x = rows · tokensᵀ, tokens in shared memory.
 DEVICE void logits(OfPairs& x, const Rotated& rows, const bf16* tokens) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_now();
     clear(x);
     if constexpr (D_KEY == 16) {
         u32 w[4];
@@ -845,7 +867,7 @@ DEVICE void logits(OfPairs& x, const Rotated& rows, const bf16* tokens) {
 }
 // c += w · (16 tokens' columns).
 DEVICE void weigh_columns(OfColumns& c, const OfPairs& w, const bf16* columns) {
-    const Right right = right_rows(columns);
+    const Right right = right_rows(columns, lane_now());
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
         const u32 a0 = bf16x2_bits(w[m][0][0], w[m][0][1]), a1 = bf16x2_bits(w[m][0][2], w[m][0][3]);
@@ -856,7 +878,7 @@ DEVICE void weigh_columns(OfColumns& c, const OfPairs& w, const bf16* columns) {
 }
 // c += w · (16 tokens' keys).
 DEVICE void weigh_keys(OfKeys& c, const OfPairs& w, const bf16* tokens) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_now();
     u32 b[2 * KEY_TILES];
     load_matrices<true>(b, tokens + lane % 16 * KEY_STRIDE + (KEY_TILES == 2 ? lane / 16 * 8 : 0));
 #pragma unroll
@@ -869,7 +891,7 @@ DEVICE void weigh_keys(OfKeys& c, const OfPairs& w, const bf16* tokens) {
 }
 // w *= left · (16 tokens' columns)ᵀ.
 DEVICE void times_columns(OfPairs& w, const Left& left, const bf16* columns) {
-    const Right right = right_columns(columns);
+    const Right right = right_columns(columns, lane_now());
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
 #pragma unroll
@@ -904,7 +926,7 @@ struct Beside {
 // Of logits x: weights, or their slopes, times what the pair weighs otherwise.
 template <bool SLOPE>
 DEVICE void weigh(const Walk& p, OfPairs& w, const OfPairs& x, const Logs& logs, const Beside& beside) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int lane = lane_now(), g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
         if (NEAR && (beside.near >> m & 1) != 0) {

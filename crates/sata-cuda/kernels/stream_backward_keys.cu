@@ -35,10 +35,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const Place& u = s.place;
     find_place(p, s.place);
-    // Which rows a warp has, and which part of their work.
-    const int warp = threadIdx.x / 32 % GROUPS, part = threadIdx.x / 32 / GROUPS, own_rows = warp * ROW_TILES * 16;
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    f32* room = s.room + warp * ROOM;
     Sums sums;
     clear_sums(sums);
     if (u.at.end + LAG < u.at.chunks) load_sums(sums, sums_at(p, u.head, u.at.last_slot));
@@ -80,6 +76,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         }
         __syncthreads();
         const f64 last_mark = mark_of(p, u.at, u.head, chunk + LAG + 1);
+        // Which rows a warp has, and which part of their work.
+        const int warp = warp_now() % GROUPS, part = warp_now() / GROUPS, own_rows = warp * ROW_TILES * 16;
+        const int lane = lane_now(), g = lane / 4, t = lane % 4;
+        f32* room = s.room + warp * ROOM;
         if (begins) {
             x = rotated_rows(s.keys[own] + own_rows * KEY_STRIDE);
             left = left_rows(s.values[own] + own_rows * COLUMN_STRIDE);

@@ -29,7 +29,7 @@ DEVICE void fetch_chunk(const Walk& p, const Place& u, Shared& s, int chunk, boo
     if (fresh || first + CHUNK > u.at.tokens) put_ones(s.columns[slot], first, u.at.tokens);
     if constexpr (LOGS) {
         const f64 mark = mark_of(p, u.at, u.head, chunk);
-        for (int i = threadIdx.x; i < CHUNK; i += THREADS) s.logs[slot][i] = -log_of(p, u, chunk, i, mark);
+        spread<CHUNK>([&](int i) { s.logs[slot][i] = -log_of(p, u, chunk, i, mark); });
     }
 }
 DEVICE void fetch_rows(const Walk& p, const Place& u, Shared& s, int chunk, int h, int to) {
@@ -43,10 +43,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const Place& u = s.place;
     find_place(p, s.place);
-    // Which rows a warp has, and which part of their work.
-    const int warp = threadIdx.x / 32 % GROUPS, part = threadIdx.x / 32 / GROUPS;
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    f32* room = s.room + warp * ROOM;
     Sums sums;
     clear_sums(sums);
     if (u.at.first > LAG) load_sums(sums, sums_at(p, u.head, u.at.slot));
@@ -59,14 +55,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
     fetch_rows(p, u, s, u.at.first, 0, 0);
     copy_async_commit();
 
-    int chunk = u.at.first, h = 0;
-    const int steps = (u.at.end - u.at.first) * p.group;
+    // A step: a chunk of one query head.
 #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
+    for (int step = 0; step < (u.at.end - u.at.first) * p.group; step++) {
+        const int chunk = u.at.first + step / p.group, h = step % p.group;
         const int buffer = step & 1, summed = chunk - LAG;
         copy_async_wait<0>();
         __syncthreads();
-        if (step + 1 < steps) {
+        if (step + 1 < (u.at.end - u.at.first) * p.group) {
             const bool next = h + 1 == p.group;
             if (next) fetch_chunk(p, u, s, chunk + 1, chunk < u.at.first + SLOTS);
             fetch_rows(p, u, s, chunk + (next ? 1 : 0), next ? 0 : h + 1, buffer ^ 1);
@@ -82,9 +78,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
                 const int slot = summed % SLOTS;
                 turn(s.turned, s.keys[slot]);
                 if constexpr (FADES) {
-                    for (int i = threadIdx.x; i < CHUNK; i += THREADS) {
-                        s.by[i] = exp2_of(s.logs[slot][i] + f32(next_mark - sums_mark) * LOG2_E);
-                    }
+                    const f32 all = f32(next_mark - sums_mark) * LOG2_E;
+                    spread<CHUNK>([&](int i) { s.by[i] = exp2_of(s.logs[slot][i] + all); });
                     __syncthreads();
                     scale_columns(s.scaled, s.columns[slot], s.by);
                 }
@@ -92,6 +87,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             __syncthreads();
         }
 
+        // Which rows a warp has, and which part of their work.
+        const int warp = warp_now() % GROUPS, part = warp_now() / GROUPS;
+        const int lane = lane_now(), g = lane / 4, t = lane % 4;
+        f32* room = s.room + warp * ROOM;
         const bool has_sums = summed > 0;
         const int own = warp * ROW_TILES * 16, first = chunk * CHUNK + own;
         const Rotated x = rotated_rows(s.queries[buffer] + own * KEY_STRIDE);
@@ -235,16 +234,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             }
         }
 
-        if (++h == p.group) {
-            if (summed >= 0) {
-                const bf16* columns = FADES ? s.scaled : s.columns[summed % SLOTS];
-                if constexpr (STASH) load_sums(sums, s.sums);
-                if constexpr (FADES) fade_sums(sums, exp2_of(f32(next_mark - sums_mark) * LOG2_E));
-                add_sums(sums, s.turned, columns);
-                if constexpr (STASH) store_sums(sums, s.sums);
-            }
-            h = 0;
-            chunk++;
+        if (h + 1 == p.group && summed >= 0) {
+            const bf16* columns = FADES ? s.scaled : s.columns[summed % SLOTS];
+            if constexpr (STASH) load_sums(sums, s.sums);
+            if constexpr (FADES) fade_sums(sums, exp2_of(f32(next_mark - sums_mark) * LOG2_E));
+            add_sums(sums, s.turned, columns);
+            if constexpr (STASH) store_sums(sums, s.sums);
         }
     }
 }
