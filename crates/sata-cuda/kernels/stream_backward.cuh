@@ -5,10 +5,11 @@
 // N̂ = Φ(q) S, then dΦ(q) = ĝ Sᵀ. Keys read R = Σ_i Φ(q_i) ĝ_iᵀ: dv̂ = Φ(k) R and dΦ(k) = v̂ Rᵀ. Both are the same
 // products of rows' features, and of rows' columns, with a table of sums.
 //
-// Features come in *halves* of 8: the shifts of one monomial, x[s+a] x[s+b] x[s+c] for s = 0 .. 7, indices modulo D_KEY.
-// All shifts of a monomial have the same multiplicity. A lane that holds the elements rotated by its own columns (or
-// rows) makes any half by the same products as every other lane. Two halves are a *tile*: 16 features, the depth of one
-// product, or the rows of one.
+// Features come in *eights*: the shifts of one monomial, x[s+a] x[s+b] x[s+c] for s = base .. base + 7, indices modulo
+// D_KEY. All shifts of a monomial have the same multiplicity. A lane that holds the elements rotated by its own columns (or
+// rows) makes any eight by the same products as every other lane, and those of base 8 by the same as those of base 0 from
+// elements that are rotated by 8 more. Two eights of one base are a *tile*: 16 features, the depth of one product, or the
+// rows of one.
 //
 // Sums are f32, in accumulators that are split by tiles over the warps. To be read, they are multiplied by
 // multiplicities and coefficients, rounded to bf16 and written to shared memory, once a chunk of CHUNK tokens. Pairs of
@@ -21,10 +22,11 @@
 #include "prelude.cuh"
 
 constexpr int THREADS = 32 * WARPS;
-// Tiles of 16 tokens; of a warp's own rows; and warps that share those: each reads its part of the tiles of features, and
+constexpr int BASES = D_KEY / 8;
+// Tiles of 16 tokens; of a warp's own rows; and warps that share those: each reads the features of every SPLIT-th base, and
 // weighs every SPLIT-th tile of tokens.
 constexpr int TOKEN_TILES = CHUNK / 16, GROUPS = TOKEN_TILES / ROW_TILES, SPLIT = WARPS / GROUPS;
-static_assert(SPLIT * GROUPS == WARPS && SPLIT <= 2, "what two warps share goes from one to the other");
+static_assert(SPLIT * GROUPS == WARPS && (SPLIT == 1 || SPLIT == BASES), "bases are shared out evenly");
 // A value and two ones; of ĝ, two parts of its last element, which is the small difference of large ones.
 constexpr int COLUMNS = (D_VALUE + 9) / 8 * 8;
 constexpr int COLUMN_TILES = COLUMNS / 8;
@@ -69,6 +71,14 @@ DEVICE int thread_now() {
 }
 #endif
 DEVICE int warp_now() { return thread_now() / 32; }
+// Which of a block's groups of rows a warp has, and which part of their work; its lane; the first of its rows.
+struct Own {
+    int group, part, lane, g, t, rows;
+};
+DEVICE Own own_now() {
+    const int warp = warp_now(), lane = lane_now();
+    return Own{warp % GROUPS, warp / GROUPS, lane, lane / 4, lane % 4, warp % GROUPS * ROW_TILES * 16};
+}
 // f(0) .. f(COUNT - 1), each by some thread.
 template <int COUNT, class F>
 DEVICE void spread(F&& f) {
@@ -80,57 +90,45 @@ DEVICE void spread(F&& f) {
 }
 
 // ---- The features ---------------------------------------------------------------------------------------------
-struct Half {
+struct Eight {
     int order, a, b, c, times;
 };
 constexpr bool has_order(int order) { return (ORDERS >> order & 1) != 0; }
 
-// Half number n, or their number as `times` of order -1 after the last. Those of order 3 with the same a and b are
-// neighbours, as are those of order 2 with the same a.
-constexpr Half half_at(int n) {
+// Eight number n of each base, or their number as `times` of order -1 after the last. Those of order 3 with the same a and b
+// are neighbours, as are those of order 2 with the same a.
+constexpr Eight eight_at(int n) {
     int count = 0;
     if (has_order(3)) {
         // Gaps between the indices, around the circle: a, m, and what is left, which is larger than a.
         for (int a = 0; 3 * a < D_KEY; a++) {
-            for (int base = 0; base < D_KEY; base += 8) {
-                for (int m = a; D_KEY - a - m > a; m++) {
-                    if (count++ == n) {
-                        return Half{3, base, (base + a) % D_KEY, (base + a + m) % D_KEY, a > 0 ? 6 : m > 0 ? 3 : 1};
-                    }
-                }
+            for (int m = a; D_KEY - a - m > a; m++) {
+                if (count++ == n) return Eight{3, 0, a, a + m, a > 0 ? 6 : m > 0 ? 3 : 1};
             }
         }
     }
     if (has_order(2)) {
-        for (int base = 0; base < D_KEY; base += 8) {
-            for (int m = 0; 2 * m <= D_KEY; m++) {
-                // Opposite elements: half the shifts make all of them, and with 8 all are there twice.
-                if (2 * m == D_KEY && base > 0) continue;
-                if (count++ == n) {
-                    return Half{2, base, (base + m) % D_KEY, 0, m == 0 || (2 * m == 8 && D_KEY == 8) ? 1 : 2};
-                }
-            }
+        // Opposite elements are there twice.
+        for (int m = 0; 2 * m <= D_KEY; m++) {
+            if (count++ == n) return Eight{2, 0, m, 0, m == 0 || 2 * m == D_KEY ? 1 : 2};
         }
     }
-    if (has_order(1)) {
-        for (int base = 0; base < D_KEY; base += 8) {
-            if (count++ == n) return Half{1, base, 0, 0, 1};
-        }
-    }
-    // One feature, and seven that weigh nothing.
-    if (has_order(0) && count++ == n) return Half{0, 0, 0, 0, 1};
-    return Half{-1, 0, 0, 0, count};
+    if (has_order(1) && count++ == n) return Eight{1, 0, 0, 0, 1};
+    // One feature, and others that weigh nothing.
+    if (has_order(0) && count++ == n) return Eight{0, 0, 0, 0, 1};
+    return Eight{-1, 0, 0, 0, count};
 }
-constexpr int HALVES = half_at(1 << 20).times;
+constexpr int EIGHTS = eight_at(1 << 20).times;
 constexpr bool HAS_ONE = has_order(0);
-constexpr int TILES = (HALVES + 1) / 2;
-constexpr int WARP_TILES = (TILES + WARPS - 1) / WARPS;
+// Tiles of a base, and those that a warp has in accumulators, all of one base.
+constexpr int TILES = (EIGHTS + 1) / 2;
+constexpr int SUMMERS = WARPS / BASES, WARP_TILES = (TILES + SUMMERS - 1) / SUMMERS;
 
 template <int N>
-struct HalfOf {
-    static constexpr Half is = half_at(N);
+struct EightOf {
+    static constexpr Eight is = eight_at(N);
     static constexpr int order = is.order, a = is.a, b = is.b, c = is.c, times = is.times;
-    static constexpr Half before = N > 0 ? half_at(N - 1) : Half{-1, 0, 0, 0, 0}, after = half_at(N + 1);
+    static constexpr Eight before = N > 0 ? eight_at(N - 1) : Eight{-1, 0, 0, 0, 0}, after = eight_at(N + 1);
     static constexpr bool first = before.order != order || before.a != a || (order == 3 && before.b != b);
     static constexpr bool last = after.order != order || after.a != a || (order == 3 && after.b != b);
 };
@@ -305,11 +303,11 @@ DEVICE f64 mark_of(const Walk& p, const Item& at, i64 head, int chunk) {
 }
 
 // ---- Rows in registers ----------------------------------------------------------------------------------------
-// Elements of rows g and g+8 of each of a warp's tiles, rotated by 2t: pair i is elements i+2t, i+1+2t.
+// Elements of rows g and g+8 of each of a warp's tiles, rotated by 2t + 8 base: pair 0 is elements 2t + 8 base and the next.
 struct Rotated {
     u32 pair[ROW_TILES][2][D_KEY];
 };
-DEVICE Rotated rotated_rows(const bf16* rows) {
+DEVICE Rotated rotated_rows(const bf16* rows, int base) {
     const int lane = lane_now(), g = lane / 4, t = lane % 4;
     Rotated x;
 #pragma unroll
@@ -319,7 +317,7 @@ DEVICE Rotated rotated_rows(const bf16* rows) {
             const u32* row = reinterpret_cast<const u32*>(rows + (16 * m + 8 * r + g) * KEY_STRIDE);
             u32(&pair)[D_KEY] = x.pair[m][r];
 #pragma unroll
-            for (int i = 0; i < D_KEY / 2; i++) pair[2 * i] = row[(t + i) % (D_KEY / 2)];
+            for (int i = 0; i < D_KEY / 2; i++) pair[2 * i] = row[(t + i + 4 * base) % (D_KEY / 2)];
 #pragma unroll
             for (int i = 0; i < D_KEY / 2; i++) pair[2 * i + 1] = between(pair[2 * i], pair[(2 * i + 2) % D_KEY]);
         }
@@ -328,7 +326,7 @@ DEVICE Rotated rotated_rows(const bf16* rows) {
 }
 template <int N>
 DEVICE u32 feature_pair(const u32 (&pair)[D_KEY]) {
-    using H = HalfOf<N>;
+    using H = EightOf<N>;
     if constexpr (H::order == 3) return times2(times2(pair[H::a], pair[H::b]), pair[H::c]);
     else if constexpr (H::order == 2) return times2(pair[H::a], pair[H::b]);
     else if constexpr (H::order == 1) return pair[H::a];
@@ -445,42 +443,30 @@ DEVICE void transposed_times(f32 (&c)[4], const u32 (&left)[2 * COLUMN_TILES], c
 }
 
 // ---- Reading sums ---------------------------------------------------------------------------------------------
-template <int WHICH>
-struct Part {
-    static constexpr int begin = WHICH * TILES / SPLIT, end = (WHICH + 1) * TILES / SPLIT;
-};
-template <class F>
-DEVICE void of_part(int part, F&& f) {
-    if (SPLIT == 1 || part == 0) f(Constant<0>{});
-    else f(Constant<SPLIT - 1>{});
-}
-
-// c += Φ(rows) · table over a part's features. Every other tile has accumulators of its own: products wait for each other
-// less.
-DEVICE void read_sums(OfColumns& c, const Rotated& x, const bf16* table, int part) {
+// c += Φ(rows) · table, of one base. With one tile of rows every other product has accumulators of its own, so that they wait
+// for each other less.
+DEVICE void read_sums(OfColumns& c, const Rotated& x, const bf16* table) {
     const int lane = lane_now();
+    constexpr bool TWO = ROW_TILES == 1;
     OfColumns odd;
     clear(odd);
-    of_part(part, [&](auto own) {
-        constexpr int BEGIN = Part<decltype(own)::value>::begin, END = Part<decltype(own)::value>::end;
-        each<BEGIN, END>([&](auto tile) {
-            constexpr int T = decltype(tile)::value;
-            const Right right = right_rows(table + T * 16 * COLUMN_STRIDE, lane);
+    each<0, TILES>([&](auto tile) {
+        constexpr int T = decltype(tile)::value;
+        const Right right = right_rows(table + T * 16 * COLUMN_STRIDE, lane);
 #pragma unroll
-            for (int m = 0; m < ROW_TILES; m++) {
-                const u32(&low)[D_KEY] = x.pair[m][0];
-                const u32(&high)[D_KEY] = x.pair[m][1];
-                const u32 a0 = feature_pair<2 * T>(low), a1 = feature_pair<2 * T>(high);
-                const u32 a2 = feature_pair<2 * T + 1>(low), a3 = feature_pair<2 * T + 1>(high);
+        for (int m = 0; m < ROW_TILES; m++) {
+            const u32(&low)[D_KEY] = x.pair[m][0];
+            const u32(&high)[D_KEY] = x.pair[m][1];
+            const u32 a0 = feature_pair<2 * T>(low), a1 = feature_pair<2 * T>(high);
+            const u32 a2 = feature_pair<2 * T + 1>(low), a3 = feature_pair<2 * T + 1>(high);
 #pragma unroll
-                for (int n = 0; n < COLUMN_TILES; n++) {
-                    multiply(T % 2 == 0 ? c[m][n] : odd[m][n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
-                }
+            for (int n = 0; n < COLUMN_TILES; n++) {
+                multiply(TWO && T % 2 == 1 ? odd[m][n] : c[m][n], a0, a1, a2, a3, right.word[n][0], right.word[n][1]);
             }
-        });
+        }
     });
 #pragma unroll
-    for (int m = 0; m < ROW_TILES; m++) {
+    for (int m = 0; TWO && m < ROW_TILES; m++) {
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
 #pragma unroll
@@ -489,7 +475,7 @@ DEVICE void read_sums(OfColumns& c, const Rotated& x, const bf16* table, int par
     }
 }
 
-// Gradients by rows g and g+8, of elements i+2t.
+// Gradients by rows g and g+8, of elements rotated likewise.
 struct Slopes {
     u32 pair[2][D_KEY / 2];
     f32 by[2][D_KEY];
@@ -500,40 +486,39 @@ template <int I>
 DEVICE f32 element(const Slopes& s, int r) {
     return I % 2 == 0 ? low_of(s.pair[r][I / 2]) : high_of(s.pair[r][I / 2]);
 }
-template <int N, int E, int BEGIN, int END>
+template <int N, int E>
 DEVICE void take_slopes_of(Slopes& s, const f32 (&d)[4]) {
-    using H = HalfOf<N>;
-    constexpr bool FIRST = H::first || N == BEGIN, LAST = H::last || N + 1 == END;
+    using H = EightOf<N>;
     constexpr int A = (H::a + E) % D_KEY, B = (H::b + E) % D_KEY, C = (H::c + E) % D_KEY;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const f32 dx = d[2 * r + E];
         f32 &prefix = s.prefix[r][E], &sum = s.sum[r][E];
         if constexpr (H::order == 3) {
-            if constexpr (FIRST) prefix = element<A>(s, r) * element<B>(s, r), sum = 0;
+            if constexpr (H::first) prefix = element<A>(s, r) * element<B>(s, r), sum = 0;
             sum = fmaf(dx, element<C>(s, r), sum);
             s.by[r][C] = fmaf(dx, prefix, s.by[r][C]);
-            if constexpr (LAST) {
+            if constexpr (H::last) {
                 s.by[r][A] = fmaf(sum, element<B>(s, r), s.by[r][A]);
                 s.by[r][B] = fmaf(sum, element<A>(s, r), s.by[r][B]);
             }
         } else if constexpr (H::order == 2) {
-            if constexpr (FIRST) sum = 0;
+            if constexpr (H::first) sum = 0;
             sum = fmaf(dx, element<B>(s, r), sum);
             s.by[r][B] = fmaf(dx, element<A>(s, r), s.by[r][B]);
-            if constexpr (LAST) s.by[r][A] += sum;
+            if constexpr (H::last) s.by[r][A] += sum;
         } else if constexpr (H::order == 1) {
             s.by[r][A] += dx;
         }
     }
 }
-template <int N, int BEGIN, int END>
+template <int N>
 DEVICE void take_slopes(Slopes& s, const f32 (&d)[4]) {
-    take_slopes_of<N, 0, BEGIN, END>(s, d);
-    take_slopes_of<N, 1, BEGIN, END>(s, d);
+    take_slopes_of<N, 0>(s, d);
+    take_slopes_of<N, 1>(s, d);
 }
-// c += the gradient by the rows of left · tableᵀ · Φ(rows), over a part's features.
-DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf16* table, int part) {
+// c += the gradient by the rows of left · tableᵀ · Φ(rows), of one base.
+DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf16* table, int base) {
     const int lane = lane_now(), t = lane % 4;
     Slopes s[ROW_TILES];
 #pragma unroll
@@ -546,32 +531,29 @@ DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf1
             for (int i = 0; i < D_KEY / 2; i++) s[m].pair[r][i] = x.pair[m][r][2 * i];
         }
     }
-    of_part(part, [&](auto own) {
-        constexpr int BEGIN = Part<decltype(own)::value>::begin, END = Part<decltype(own)::value>::end;
-        each<BEGIN, END>([&](auto tile) {
-            constexpr int T = decltype(tile)::value;
-            if constexpr (HalfOf<2 * T>::order > 0) {
-                const Right right = right_columns(table + T * 16 * COLUMN_STRIDE, lane);
+    each<0, TILES>([&](auto tile) {
+        constexpr int T = decltype(tile)::value;
+        if constexpr (EightOf<2 * T>::order > 0) {
+            const Right right = right_columns(table + T * 16 * COLUMN_STRIDE, lane);
 #pragma unroll
-                for (int m = 0; m < ROW_TILES; m++) {
-                    f32 d[4] = {0, 0, 0, 0};
-                    transposed_times(d, left.word[m], right, 0);
-                    take_slopes<2 * T, 2 * BEGIN, 2 * END>(s[m], d);
-                    if constexpr (HalfOf<2 * T + 1>::order > 0) {
-                        f32 e[4] = {0, 0, 0, 0};
-                        transposed_times(e, left.word[m], right, 1);
-                        take_slopes<2 * T + 1, 2 * BEGIN, 2 * END>(s[m], e);
-                    }
+            for (int m = 0; m < ROW_TILES; m++) {
+                f32 d[4] = {0, 0, 0, 0};
+                transposed_times(d, left.word[m], right, 0);
+                take_slopes<2 * T>(s[m], d);
+                if constexpr (EightOf<2 * T + 1>::order > 0) {
+                    f32 e[4] = {0, 0, 0, 0};
+                    transposed_times(e, left.word[m], right, 1);
+                    take_slopes<2 * T + 1>(s[m], e);
                 }
             }
-        });
+        }
     });
-    // Lane t has elements rotated by 2t; it needs those of columns 2t, 2t+1 (and 8 on) from all four.
+    // Lane t has elements rotated by 2t + 8 base; it needs those of columns 2t, 2t+1 (and 8 on) from all four.
 #pragma unroll
     for (int from = 0; from < 4; from++) {
         // The lane that is `from` before this one has its columns at 2 from, or 8 further where that wraps.
         const int source = (lane & ~3) | ((t - from) & 3);
-        const bool wraps = t < from;
+        const bool wraps = (t < from) != (base > 0);
 #pragma unroll
         for (int at = 0; at < ROW_TILES * 4; at++) {
             const int m = at / 4, r = at / 2 % 2, e = at % 2;
@@ -586,6 +568,19 @@ DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf1
                 c[m][n][2 * r + e] += KEY_TILES == 2 && wraps ? y[KEY_TILES - 1 - n] : y[n];
             }
         }
+    }
+}
+
+constexpr int TABLE = TILES * 16 * COLUMN_STRIDE;  // of a base
+// c += Φ(rows) · table, of a part's bases.
+DEVICE void read_sums(OfColumns& c, const bf16* rows, const bf16* table, int part) {
+#pragma unroll 1
+    for (int base = part; base < BASES; base += SPLIT) read_sums(c, rotated_rows(rows, base), table + base * TABLE);
+}
+DEVICE void read_slopes(OfKeys& c, const bf16* rows, const Left& left, const bf16* table, int part) {
+#pragma unroll 1
+    for (int base = part; base < BASES; base += SPLIT) {
+        read_slopes(c, rotated_rows(rows, base), left, table + base * TABLE, base);
     }
 }
 
@@ -648,11 +643,11 @@ DEVICE void share_largest(f32 (&x)[ROW_TILES][2], f32* room, int part) {
 // ---- Making sums ----------------------------------------------------------------------------------------------
 typedef f32 Sums[WARP_TILES][COLUMN_TILES][4];
 
-// Whether warp W's tiles have element i or i + 1 in one of their halves.
+// Whether tiles of the W-th warp of a base have element i or i + 1 in one of their eights.
 template <int W>
 constexpr bool needs_element(int i) {
-    for (int n = 2 * W * WARP_TILES; n < 2 * (W + 1) * WARP_TILES && n < HALVES; n++) {
-        const Half h = half_at(n);
+    for (int n = 2 * W * WARP_TILES; n < 2 * (W + 1) * WARP_TILES && n < EIGHTS; n++) {
+        const Eight h = eight_at(n);
         if (h.order >= 1 && (h.a == i || h.a == i + 1)) return true;
         if (h.order >= 2 && (h.b == i || h.b == i + 1)) return true;
         if (h.order >= 3 && (h.c == i || h.c == i + 1)) return true;
@@ -663,23 +658,20 @@ template <int W, int I>
 struct Needs {
     static constexpr bool is = needs_element<W>(I);
 };
-#ifndef SUM_UNROLL
-#define SUM_UNROLL 1
-#endif
-constexpr int STEPS_AT_ONCE = SUM_UNROLL;
 // sums += Φ(tokens)ᵀ · columns over a chunk; `turned` has the tokens' elements as rows.
 template <int W>
-DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns) {
+DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns, int base) {
     const int lane = lane_now();
-#pragma unroll STEPS_AT_ONCE
+#pragma unroll 1
     for (int step = 0; step < CHUNK / 16; step++) {
-        // Of tokens 2t, 2t+1, and 8 on: element i + g.
+        // Of tokens 2t, 2t+1, and 8 on: element i + g + 8 base.
         u32 pair[2][D_KEY];
         each<0, D_KEY / 2>([&](auto at) {
             constexpr int I = 2 * decltype(at)::value;
             if constexpr (Needs<W, I>::is) {
                 u32 w[4];
-                load_matrices<false>(w, turned + (I + lane / 16 + lane % 8) % D_KEY * TURNED_STRIDE + step * 16 + lane / 8 % 2 * 8);
+                const int row = (I + lane / 16 + lane % 8 + 8 * base) % D_KEY;
+                load_matrices<false>(w, turned + row * TURNED_STRIDE + step * 16 + lane / 8 % 2 * 8);
                 pair[0][I] = w[0], pair[1][I] = w[1], pair[0][I + 1] = w[2], pair[1][I + 1] = w[3];
             } else {
                 pair[0][I] = pair[1][I] = pair[0][I + 1] = pair[1][I + 1] = 0;
@@ -701,8 +693,8 @@ DEVICE void add_sums_of(Sums& sums, const bf16* turned, const bf16* columns) {
 }
 DEVICE void add_sums(Sums& sums, const bf16* turned, const bf16* columns) {
     const int warp = warp_now();
-    each<0, WARPS>([&](auto w) {
-        if (warp == decltype(w)::value) add_sums_of<decltype(w)::value>(sums, turned, columns);
+    each<0, SUMMERS>([&](auto w) {
+        if (warp % SUMMERS == decltype(w)::value) add_sums_of<decltype(w)::value>(sums, turned, columns, warp / SUMMERS);
     });
 }
 DEVICE void fade_sums(Sums& sums, f32 by) {
@@ -725,16 +717,16 @@ DEVICE void clear_sums(Sums& sums) {
         }
     }
 }
-constexpr int SET = TILES * COLUMN_TILES * 128;  // numbers of a set of sums
+constexpr int SET = BASES * TILES * COLUMN_TILES * 128;  // numbers of a set of sums
 DEVICE f32* sums_at(const Walk& p, i64 head, int slot) { return p.sums + (head * p.slots + slot) * SET; }
 DEVICE void load_sums(Sums& sums, const f32* from) {
     const int warp = warp_now(), lane = lane_now();
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
-        const int tile = warp * WARP_TILES + i;
+        const int own = warp % SUMMERS * WARP_TILES + i, tile = warp / SUMMERS * TILES + own;
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
-            const float4 x = tile < TILES ? load4(from + (tile * COLUMN_TILES + n) * 128 + 4 * lane) : make_float4(0, 0, 0, 0);
+            const float4 x = own < TILES ? load4(from + (tile * COLUMN_TILES + n) * 128 + 4 * lane) : make_float4(0, 0, 0, 0);
             sums[i][n][0] = x.x, sums[i][n][1] = x.y, sums[i][n][2] = x.z, sums[i][n][3] = x.w;
         }
     }
@@ -743,27 +735,27 @@ DEVICE void store_sums(const Sums& sums, f32* to) {
     const int warp = warp_now(), lane = lane_now();
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
-        const int tile = warp * WARP_TILES + i;
+        const int own = warp % SUMMERS * WARP_TILES + i, tile = warp / SUMMERS * TILES + own;
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
             const float4 x = make_float4(sums[i][n][0], sums[i][n][1], sums[i][n][2], sums[i][n][3]);
-            if (tile < TILES) store4(to + (tile * COLUMN_TILES + n) * 128 + 4 * lane, x);
+            if (own < TILES) store4(to + (tile * COLUMN_TILES + n) * 128 + 4 * lane, x);
         }
     }
 }
-// Rounded to be read, with the factors of their halves.
+// Rounded to be read, with the factors of their eights.
 DEVICE void show_sums(const Sums& sums, bf16* table, const f32* factors) {
     const int warp = warp_now(), lane = lane_now(), g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
-        const int tile = warp * WARP_TILES + i;
-        if (tile >= TILES) break;
+        const int own = warp % SUMMERS * WARP_TILES + i, tile = warp / SUMMERS * TILES + own;
+        if (own >= TILES) break;
         bf16* row = table + (tile * 16 + g) * COLUMN_STRIDE + 2 * t;
-        f32 low = factors[2 * tile], high = factors[2 * tile + 1];
-        // Of the half of order 0 only the first feature is one.
-        if (g > 0) {
-            if (HAS_ONE && 2 * tile == HALVES - 1) low = 0;
-            if (HAS_ONE && 2 * tile + 1 == HALVES - 1) high = 0;
+        f32 low = factors[2 * own], high = factors[2 * own + 1];
+        // Of order 0 there is only one feature.
+        if (g > 0 || warp >= SUMMERS) {
+            if (HAS_ONE && 2 * own == EIGHTS - 1) low = 0;
+            if (HAS_ONE && 2 * own + 1 == EIGHTS - 1) high = 0;
         }
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++) {
@@ -774,8 +766,8 @@ DEVICE void show_sums(const Sums& sums, bf16* table, const f32* factors) {
 }
 DEVICE void make_factors(const Walk& p, f32* factors) {
     each<0, 2 * TILES>([&](auto n) {
-        constexpr int N = decltype(n)::value, ORDER = HalfOf<N>::order;
-        if (int(threadIdx.x) == N % THREADS) factors[N] = ORDER >= 0 ? f32(HalfOf<N>::times) * p.a[ORDER >= 0 ? ORDER : 0] : 0.0f;
+        constexpr int N = decltype(n)::value, ORDER = EightOf<N>::order;
+        if (int(threadIdx.x) == N % THREADS) factors[N] = ORDER >= 0 ? f32(EightOf<N>::times) * p.a[ORDER >= 0 ? ORDER : 0] : 0.0f;
     });
 }
 
@@ -842,12 +834,13 @@ DEVICE void scale_columns(bf16* to, const bf16* from, const f32* by) {
 typedef f32 OfPairs[ROW_TILES][2][4];
 
 // x = rows · tokensᵀ, tokens in shared memory.
-DEVICE void logits(OfPairs& x, const Rotated& rows, const bf16* tokens) {
+DEVICE void logits(OfPairs& x, const Rotated& rows, const bf16* tokens, int part) {
     const int lane = lane_now();
     clear(x);
     if constexpr (D_KEY == 16) {
         u32 w[4];
-        load_matrices<false>(w, tokens + (lane / 16 * 8 + lane % 8) * KEY_STRIDE + lane / 8 % 2 * 8);
+        // Rows are rotated by 8 part, and so are tokens.
+        load_matrices<false>(w, tokens + (lane / 16 * 8 + lane % 8) * KEY_STRIDE + (lane / 8 % 2 ^ part) * 8);
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) {
             const u32 a0 = rows.pair[m][0][0], a1 = rows.pair[m][1][0];

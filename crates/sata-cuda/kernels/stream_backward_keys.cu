@@ -4,7 +4,7 @@
 #include "stream_backward.cuh"
 
 struct Shared {
-    bf16 table[TILES * 16 * COLUMN_STRIDE];
+    bf16 table[BASES * TABLE];
     bf16 queries[2][CHUNK * KEY_STRIDE];
     bf16 dy[2][CHUNK * COLUMN_STRIDE];
     bf16 columns[CHUNK * COLUMN_STRIDE];
@@ -47,7 +47,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     fetch_rows(u, s, chunk, 0);
     fetch_queries(p, u, s, other, h, 0);
     copy_async_commit();
-    Rotated x;
     Left left;
     Logs logs;
     OfColumns dv;
@@ -76,24 +75,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         }
         __syncthreads();
         const f64 last_mark = mark_of(p, u.at, u.head, chunk + LAG + 1);
-        // Which rows a warp has, and which part of their work.
-        const int warp = warp_now() % GROUPS, part = warp_now() / GROUPS, own_rows = warp * ROW_TILES * 16;
-        const int lane = lane_now(), g = lane / 4, t = lane % 4;
-        f32* room = s.room + warp * ROOM;
         if (begins) {
-            x = rotated_rows(s.keys[own] + own_rows * KEY_STRIDE);
-            left = left_rows(s.values[own] + own_rows * COLUMN_STRIDE);
+            const Own at = own_now();
+            const int part = at.part;
+            const bf16* rows = s.keys[own] + at.rows * KEY_STRIDE;
+            left = left_rows(s.values[own] + at.rows * COLUMN_STRIDE);
             clear(dv);
             clear(dk);
             if constexpr (LOGS) {
 #pragma unroll
                 for (int i = 0; i < 2 * ROW_TILES; i++) {
-                    logs.row[i / 2][i % 2] = -log_of(p, u, chunk, own_rows + g + 8 * i, mark);
+                    logs.row[i / 2][i % 2] = -log_of(p, u, chunk, at.rows + at.g + 8 * i, mark);
                 }
             }
             if (chunk + LAG + 1 < u.at.chunks) {
-                read_sums(dv, x, s.table, part);
-                read_slopes(dk, x, left, s.table, part);
+                read_sums(dv, rows, s.table, part);
+                read_slopes(dk, rows, left, s.table, part);
                 if constexpr (FADES) {
                     f32 far[ROW_TILES][2];
 #pragma unroll
@@ -105,22 +102,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 }
             }
         }
+        const Own at = own_now();
+        const Rotated x = rotated_rows(s.keys[own] + at.rows * KEY_STRIDE, at.part);
         logs.all = LAG > 0 && FADES ? f32(other_mark - mark) * LOG2_E : 0.0f;
 #pragma unroll 1
-        for (int tile = (other == chunk ? warp * ROW_TILES : 0) + part; tile < TOKEN_TILES; tile += SPLIT) {
+        for (int tile = (other == chunk ? at.group * ROW_TILES : 0) + at.part; tile < TOKEN_TILES; tile += SPLIT) {
             const bf16* queries = s.queries[buffer] + tile * 16 * KEY_STRIDE;
             const bf16* columns = s.columns + tile * 16 * COLUMN_STRIDE;
-            Beside beside{WHOLE, own_rows - tile * 16, 0};
-            if (other == chunk && tile < (warp + 1) * ROW_TILES) beside.cut = FROM_ROW;
+            Beside beside{WHOLE, at.rows - tile * 16, 0};
+            if (other == chunk && tile < (at.group + 1) * ROW_TILES) beside.cut = FROM_ROW;
             if constexpr (NEAR) {
 #pragma unroll
                 for (int m = 0; m < ROW_TILES; m++) {
-                    if (is_near(p, other * CHUNK + tile * 16, chunk * CHUNK + own_rows + 16 * m)) beside.near |= 1u << m;
+                    if (is_near(p, other * CHUNK + tile * 16, chunk * CHUNK + at.rows + 16 * m)) beside.near |= 1u << m;
                 }
             }
             logs.column = s.logs + (LOGS ? tile * 16 : 0);
             OfPairs z, w;
-            logits(z, x, queries);
+            logits(z, x, queries, at.part);
             weigh<false>(p, w, z, logs, beside);
             weigh_columns(dv, w, columns);
             weigh<true>(p, w, z, logs, beside);
@@ -128,13 +127,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             weigh_keys(dk, w, queries);
         }
         if (ends) {
+            const int part = at.part, g = at.g, t = at.t;
+            f32* room = s.room + at.group * ROOM;
             gather(dv, room, part);
             if constexpr (SPLIT > 1) meet();
             gather(dk, room, part);
 #pragma unroll
             for (int i = 0; i < 2 * ROW_TILES; i++) {
                 if (part > 0) break;
-                const int m = i / 2, r = i % 2, token = chunk * CHUNK + own_rows + g + 8 * i;
+                const int m = i / 2, r = i % 2, token = chunk * CHUNK + at.rows + g + 8 * i;
                 if constexpr (FADES) {
                     f32 dot = 0;
 #pragma unroll

@@ -6,7 +6,7 @@
 
 constexpr int SLOTS = LAG + 2;
 struct Shared {
-    bf16 table[TILES * 16 * COLUMN_STRIDE];
+    bf16 table[BASES * TABLE];
     bf16 keys[SLOTS][CHUNK * KEY_STRIDE];
     bf16 columns[SLOTS][CHUNK * COLUMN_STRIDE];
     bf16 turned[D_KEY * TURNED_STRIDE];
@@ -87,44 +87,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             __syncthreads();
         }
 
-        // Which rows a warp has, and which part of their work.
-        const int warp = warp_now() % GROUPS, part = warp_now() / GROUPS;
-        const int lane = lane_now(), g = lane / 4, t = lane % 4;
-        f32* room = s.room + warp * ROOM;
         const bool has_sums = summed > 0;
-        const int own = warp * ROW_TILES * 16, first = chunk * CHUNK + own;
-        const Rotated x = rotated_rows(s.queries[buffer] + own * KEY_STRIDE);
         // Goes through what is weighed one by one.
         Logs logs;
         auto pairs = [&](auto&& of) {
+            const Own own = own_now();
+            const Rotated x = rotated_rows(s.queries[buffer] + own.rows * KEY_STRIDE, own.part);
 #pragma unroll 1
             for (int other = LAG > 0 ? max(0, summed) : chunk; other <= chunk; other++) {
                 const int slot = other % SLOTS;
                 logs.all = LAG > 0 && FADES ? f32(mark - mark_of(p, u.at, u.head, other)) * LOG2_E : 0.0f;
-                const int tiles = other == chunk ? (warp + 1) * ROW_TILES : TOKEN_TILES;
+                const int tiles = other == chunk ? (own.group + 1) * ROW_TILES : TOKEN_TILES;
 #pragma unroll 1
-                for (int tile = part; tile < tiles; tile += SPLIT) {
+                for (int tile = own.part; tile < tiles; tile += SPLIT) {
                     const bf16* keys = s.keys[slot] + tile * 16 * KEY_STRIDE;
                     const bf16* columns = s.columns[slot] + tile * 16 * COLUMN_STRIDE;
-                    Beside beside{WHOLE, own - tile * 16, 0};
-                    if (other == chunk && tile >= warp * ROW_TILES) beside.cut = UP_TO_ROW;
+                    Beside beside{WHOLE, own.rows - tile * 16, 0};
+                    if (other == chunk && tile >= own.group * ROW_TILES) beside.cut = UP_TO_ROW;
                     if constexpr (NEAR) {
 #pragma unroll
                         for (int m = 0; m < ROW_TILES; m++) {
-                            if (is_near(p, first + 16 * m, other * CHUNK + tile * 16)) beside.near |= 1u << m;
+                            if (is_near(p, chunk * CHUNK + own.rows + 16 * m, other * CHUNK + tile * 16)) beside.near |= 1u << m;
                         }
                     }
                     logs.column = s.logs[slot] + (LOGS ? tile * 16 : 0);
                     OfPairs of_pairs;
-                    logits(of_pairs, x, keys);
+                    logits(of_pairs, x, keys, own.part);
                     of(of_pairs, keys, columns, beside);
                 }
             }
         };
+        const Own own = own_now();
+        const int lane = own.lane, g = own.g, t = own.t, part = own.part;
+        f32* room = s.room + own.group * ROOM;
+        const bf16* rows = s.queries[buffer] + own.rows * KEY_STRIDE;
         f32 shift[ROW_TILES][2], far[ROW_TILES][2];
         if constexpr (LOGS) {
 #pragma unroll
-            for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] = log_of(p, u, chunk, own + g + 8 * i, mark);
+            for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] = log_of(p, u, chunk, own.rows + g + 8 * i, mark);
         }
         if constexpr (NEAR) {
             // The largest near logit, but no less than leaves far weights finite.
@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         OfColumns c;
         clear(c);
         if (has_sums) {
-            read_sums(c, x, s.table, part);
+            read_sums(c, rows, s.table, part);
             if constexpr (LOGS) scale(c, far);
         }
         pairs([&](const OfPairs& z, const bf16*, const bf16* columns, const Beside& beside) {
@@ -180,12 +180,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         constexpr int REST_TILE = (D_VALUE + 1) / 8, REST_LANE = (D_VALUE + 1) % 8 / 2, REST = (D_VALUE + 1) % 2;
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
-            const int m = i / 2, r = i % 2, row = first + g + 8 * i;
+            const int m = i / 2, r = i % 2, row = chunk * CHUNK + own.rows + g + 8 * i;
             f32 inverse = 1.0f / __shfl_sync(0xffffffffu, c[m][TAIL_TILE][2 * r + TAIL], (lane & ~3) | TAIL_LANE), dot = 0;
             if (row >= u.at.tokens) inverse = 0;
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n++) {
-                const bf16* from = s.dy[buffer] + (own + g + 8 * i) * COLUMN_STRIDE + 8 * n + 2 * t;
+                const bf16* from = s.dy[buffer] + (own.rows + g + 8 * i) * COLUMN_STRIDE + 8 * n + 2 * t;
                 const u32 dy = *reinterpret_cast<const u32*>(from);
                 const u32 by = bf16x2_bits(low_of(dy) * inverse, high_of(dy) * inverse);
                 // Where dy has no column, what is left of N̂ is not looked at.
@@ -211,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         OfKeys dq;
         clear(dq);
         if (has_sums) {
-            read_slopes(dq, x, left, s.table, part);
+            read_slopes(dq, rows, left, s.table, part);
             if constexpr (LOGS) scale(dq, far);
         }
         pairs([&](const OfPairs& z, const bf16* keys, const bf16* columns, const Beside& beside) {
@@ -220,12 +220,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             times_columns(w, left, columns);
             weigh_keys(dq, w, keys);
         });
-        gather(dq, room, part);
+        const Own last = own_now();
+        gather(dq, s.room + last.group * ROOM, last.part);
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
-            const int token = first + g + 8 * i;
-            if (part == 0 && token < u.at.tokens) {
-                bf16* to = row<bf16>(p.dq, u.at.q_batch, u.head * p.group + h, u.at.q_first + token) + 2 * t;
+            const int token = chunk * CHUNK + last.rows + last.g + 8 * i;
+            if (last.part == 0 && token < u.at.tokens) {
+                bf16* to = row<bf16>(p.dq, u.at.q_batch, u.head * p.group + h, u.at.q_first + token) + 2 * last.t;
 #pragma unroll
                 for (int n = 0; n < KEY_TILES; n++) {
                     const f32(&of)[4] = dq[i / 2][n];

@@ -74,18 +74,12 @@ impl Shape {
         (self.d_value + 9) / 8 * 8
     }
 
-    /// Eights of features, as `half_at` of the source counts them.
-    fn halves(&self) -> usize {
+    /// Tiles of 16 features of every base, as `eight_at` of the source counts eights.
+    fn tiles(&self) -> usize {
         let d = self.d_key;
         let of = |order: usize, count: usize| if self.orders >> order & 1 == 1 { count } else { 0 };
-        let cubes = d * (d + 1) * (d + 2) / 6 / 8;
-        // Opposite elements have half an orbit, in a half of its own.
-        let squares = d / 8 * (d / 2) + 1;
-        of(3, cubes) + of(2, squares) + of(1, d / 8) + of(0, 1)
-    }
-
-    fn tiles(&self) -> usize {
-        self.halves().div_ceil(2)
+        let eights = of(3, (d + 1) * (d + 2) / 6) + of(2, d / 2 + 1) + of(1, 1) + of(0, 1);
+        d / 8 * eights.div_ceil(2)
     }
 
     /// Numbers of a set of sums.
@@ -113,7 +107,7 @@ impl Shape {
     fn table(&self) -> usize {
         let room = if self.row_tiles() > 1 { 64 * self.columns().max(self.d_key) } else { 16 };
         rows(16 * self.tiles(), self.columns())
-            + (2 * self.tiles()).next_multiple_of(4) * 4
+            + (2 * self.tiles() / (self.d_key / 8)).next_multiple_of(4) * 4
             + if self.stash() { 4 * self.sums_len() } else { 16 }
             + self.chunk() / 16 * room
     }
