@@ -59,12 +59,6 @@ impl Shape {
         chunk(self.d_key)
     }
 
-    /// Tiles of 16 tokens of a warp, and warps that share them: what warps read of sums is read once for
-    /// all their tokens.
-    fn row_tiles(&self) -> usize {
-        if self.d_key == 8 { 1 } else { 2 }
-    }
-
     /// Threads of a block.
     pub fn threads(&self) -> usize {
         2 * self.chunk()
@@ -103,13 +97,12 @@ impl Shape {
         [keys, rows(chunk, self.columns()), self.d_key * (chunk + 8) * 2, 4 * chunk]
     }
 
-    /// Bytes of what reads sums: rounded ones, factors, what waits, what warps share.
+    /// Bytes of what reads sums: rounded ones, factors, what waits, room that is not used.
     fn table(&self) -> usize {
-        let room = if self.row_tiles() > 1 { 64 * self.columns().max(self.d_key) } else { 16 };
         rows(16 * self.tiles(), self.columns())
             + (2 * self.tiles() / (self.d_key / 8)).next_multiple_of(4) * 4
             + if self.stash() { 4 * self.sums_len() } else { 16 }
-            + self.chunk() / 16 * room
+            + self.chunk()
     }
 
     pub fn query_shared(&self) -> usize {
@@ -147,7 +140,7 @@ impl Shape {
             .define("ORDERS", self.orders)
             .define("CHUNK", self.chunk())
             .define("WARPS", self.threads() / 32)
-            .define("ROW_TILES", self.row_tiles())
+            .define("ROW_TILES", 1)
             .define("STASH", u8::from(self.stash()))
             .define("LAG", self.lag)
             .define("FADES", u8::from(self.fades))
