@@ -772,6 +772,23 @@ DEVICE void make_factors(const Walk& p, f32* factors) {
 }
 
 // ---- Tokens in shared memory ----------------------------------------------------------------------------------
+// g of a chunk's tokens, after that of the token before it; zeros where there are none.
+constexpr int OF_G = FADES ? CHUNK + 2 : 2;
+DEVICE void fetch_g(f64* to, const Place& u, int chunk) {
+    if constexpr (FADES) {
+        spread<CHUNK + 1>([&](int i) {
+            const int token = chunk * CHUNK - 1 + i;
+            const bool is = token >= 0 && token < u.at.tokens;
+            copy_async<8>(to + i, u.g + (is ? token : 0), is ? 8 : 0);
+        });
+    }
+}
+// The logarithm to base 2 of what a token of a chunk has faded since the token before the chunk, or since another mark.
+DEVICE f32 log_of(const f64* g, int t, f64 mark) { return FADES ? f32(g[1 + t] - mark) * LOG2_E : 0.0f; }
+DEVICE f32 log_of(const f64* g, int t) { return log_of(g, t, g[0]); }
+// What sums fade by when they are no longer relative to one mark, but to another.
+DEVICE f32 fading(f64 to, f64 from) { return exp2_of(f32(to - from) * LOG2_E); }
+
 // Rows [CHUNK x D_KEY] of tokens from `first` on; zeros after the last.
 DEVICE void fetch_keys(bf16* to, const Rows& x, int first, int tokens) {
     spread<CHUNK * KEY_TILES>([&](int i) {
@@ -820,12 +837,14 @@ DEVICE void turn(bf16* to, const bf16* rows) {
         column[3 * TURNED_STRIDE].bits = u16(x.y >> 16);
     });
 }
-// Columns of each token times a number of its own.
-DEVICE void scale_columns(bf16* to, const bf16* from, const f32* by) {
+// Columns of each token times what fades until the last token of the chunk.
+DEVICE void fade_columns(bf16* to, const bf16* from, const f64* g) {
+    const f64 last = g[CHUNK];
     spread<CHUNK * COLUMNS / 2>([&](int i) {
-        const int t = i / (COLUMNS / 2), j = i % (COLUMNS / 2);
-        const u32 x = reinterpret_cast<const u32*>(from + t * COLUMN_STRIDE)[j];
-        reinterpret_cast<u32*>(to + t * COLUMN_STRIDE)[j] = bf16x2_bits(low_of(x) * by[t], high_of(x) * by[t]);
+        const int t = i / (COLUMNS / 2), at = t * COLUMN_STRIDE + i % (COLUMNS / 2) * 2;
+        const f32 by = exp2_of(-log_of(g, t, last));
+        const u32 x = *reinterpret_cast<const u32*>(from + at);
+        *reinterpret_cast<u32*>(to + at) = bf16x2_bits(low_of(x) * by, high_of(x) * by);
     });
 }
 
@@ -971,10 +990,5 @@ DEVICE void find_place(const Walk& p, Place& u) {
         u.v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
     }
     __syncthreads();
-}
-// Logarithms to base 2 of a chunk's tokens relative to the mark before it.
-DEVICE f32 log_of(const Walk& p, const Place& u, int chunk, int token, f64 mark) {
-    const int at = chunk * CHUNK + token;
-    return FADES && at < u.at.tokens ? f32(u.g[at] - mark) * LOG2_E : 0.0f;
 }
 DEVICE i64 query_at(const Walk& p, const Place& u, int h) { return (u.head * p.group + h) * p.works + u.at.work; }

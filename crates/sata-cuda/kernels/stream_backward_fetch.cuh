@@ -1,11 +1,12 @@
-// Queries as those that are summed and weighed: what comes from memory, and ĝ made of it. `S` has queries, dy, of_queries by
-// buffer, and columns, scaled, turned, logs, by.
+// Queries as those that are summed and weighed: what comes from memory, and ĝ made of it. `S` has queries, dy, of_queries and
+// g by buffer, and columns, scaled, turned, logs, by.
 
 template <class S>
 DEVICE void fetch_queries(const Walk& p, const Place& u, S& s, int chunk, int h, int to) {
     const i64 head = u.head * p.group + h;
     fetch_keys(s.queries[to], rows_of(p.q, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
     fetch_values(s.dy[to], rows_of(p.dy, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
+    fetch_g(s.g[to], u, chunk);
     spread<CHUNK * (NEAR ? 3 : 2)>([&](int i) {
         const int kind = i / CHUNK, t = i % CHUNK;
         const bool is = chunk * CHUNK + t < u.at.tokens;
@@ -23,10 +24,10 @@ DEVICE void clear_columns(S& s) {
 }
 // ĝ as columns, and queries turned and ĝ times what sums take in, where they do.
 template <class S>
-DEVICE void make_columns(const Walk& p, const Place& u, S& s, int chunk, int buffer, f64 mark, bool sums_grow) {
+DEVICE void make_columns(S& s, int buffer, bool sums_grow) {
     if constexpr (LOGS) {
         spread<CHUNK>([&](int i) {
-            const f32 log = log_of(p, u, chunk, i, mark) - (NEAR ? s.of_queries[buffer][2][i] * LOG2_E : 0.0f);
+            const f32 log = log_of(s.g[buffer], i) - (NEAR ? s.of_queries[buffer][2][i] * LOG2_E : 0.0f);
             s.logs[i] = log;
             s.by[i] = exp2_of(log);
         });

@@ -3,6 +3,11 @@
 // Grid: items, key/value heads. Bytes: q, k, v, dy, dk, dv once, 8 per query. See stream_backward.cuh.
 #include "stream_backward.cuh"
 
+// Where a warp is: for the keys of `chunk`, query head `h`'s chunk `other`; which of two buffers each. In memory, for that takes
+// no registers.
+struct State {
+    int chunk, h, other, buffers;
+};
 struct Shared {
     bf16 table[BASES * TABLE];
     bf16 queries[2][CHUNK * KEY_STRIDE];
@@ -16,6 +21,10 @@ struct Shared {
     f32 logs[LOGS ? CHUNK : 4];
     f32 factors[(2 * TILES + 3) / 4 * 4];
     f32 by[CHUNK];
+    f64 g[2][OF_G];
+    f64 key_g[2][OF_G];
+    f64 sums_mark, unused;
+    State state[WARPS];
     f32 sums[STASH ? SET : 4];
     f32 room[GROUPS * ROOM];
     Place place;
@@ -25,10 +34,16 @@ SAME_SIZE(Shared, KEY_SHARED);
 DEVICE void fetch_rows(const Place& u, Shared& s, int chunk, int to) {
     fetch_keys(s.keys[to], u.k, chunk * CHUNK, u.at.tokens);
     fetch_values(s.values[to], u.v, chunk * CHUNK, u.at.tokens);
+    fetch_g(s.key_g[to], u, chunk);
     // Both buffers, and once more the one that the last tokens were in.
     if (chunk + 3 >= u.at.end) put_ones(s.values[to], chunk * CHUNK, u.at.tokens);
 }
 #include "stream_backward_fetch.cuh"
+
+DEVICE State state_now(const Shared& s) {
+    const volatile State& at = s.state[warp_now()];
+    return State{at.chunk, at.h, at.other, at.buffers};
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backward_keys(const __grid_constant__ Walk p) {
     DYNAMIC_SHARED(raw);
@@ -42,69 +57,72 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     make_factors(p, s.factors);
     clear_columns(s);
 
-    // A step: some query head's chunk `other`, for the keys of `chunk`.
-    int chunk = u.at.end - 1, h = 0, other = chunk, own = 0;
-    fetch_rows(u, s, chunk, 0);
-    fetch_queries(p, u, s, other, h, 0);
+    if (threadIdx.x == 0) s.sums_mark = mark_of(p, u.at, u.head, u.at.end + LAG);
+    if (lane_now() == 0) s.state[warp_now()] = State{u.at.end - 1, 0, u.at.end - 1, 0};
+    __syncwarp();
+    fetch_rows(u, s, u.at.end - 1, 0);
+    fetch_queries(p, u, s, u.at.end - 1, 0, 0);
     copy_async_commit();
-    Left left;
     Logs logs;
     OfColumns dv;
     OfKeys dk;
 #pragma unroll 1
-    for (int buffer = 0; chunk >= u.at.first; buffer ^= 1) {
-        const int until = min(chunk + LAG, u.at.chunks - 1);
-        const bool begins = h == 0 && other == chunk, ends = h + 1 == p.group && other == until;
+    while (state_now(s).chunk >= u.at.first) {
         copy_async_wait<0>();
         __syncthreads();
-        if (!ends) {
-            const bool next = other == until;
-            fetch_queries(p, u, s, next ? chunk : other + 1, next ? h + 1 : h, buffer ^ 1);
-        } else if (chunk > u.at.first) {
-            fetch_rows(u, s, chunk - 1, own ^ 1);
-            fetch_queries(p, u, s, chunk - 1, 0, buffer ^ 1);
+        bool begins;
+        {
+            const State now = state_now(s);
+            const int chunk = now.chunk, other = now.other, buffer = now.buffers & 1, until = min(chunk + LAG, u.at.chunks - 1);
+            begins = now.h == 0 && other == chunk;
+            if (other < until || now.h + 1 < p.group) {
+                const bool next = other == until;
+                fetch_queries(p, u, s, next ? chunk : other + 1, next ? now.h + 1 : now.h, buffer ^ 1);
+            } else if (chunk > u.at.first) {
+                fetch_rows(u, s, chunk - 1, now.buffers >> 1 ^ 1);
+                fetch_queries(p, u, s, chunk - 1, 0, buffer ^ 1);
+            }
+            copy_async_commit();
+            make_columns(s, buffer, other == chunk + LAG && chunk > u.at.first);
         }
-        copy_async_commit();
-        const f64 mark = mark_of(p, u.at, u.head, chunk);
-        const f64 other_mark = LAG > 0 ? mark_of(p, u.at, u.head, other) : mark;
-        const bool sums_grow = other == chunk + LAG;
-        make_columns(p, u, s, other, buffer, other_mark, sums_grow);
         if (begins) {
             if constexpr (STASH) load_sums(sums, s.sums);
             show_sums(sums, s.table, s.factors);
         }
         __syncthreads();
-        const f64 last_mark = mark_of(p, u.at, u.head, chunk + LAG + 1);
         if (begins) {
             const Own at = own_now();
-            const int part = at.part;
+            const State now = state_now(s);
+            const int own = now.buffers >> 1, part = at.part;
             const bf16* rows = s.keys[own] + at.rows * KEY_STRIDE;
-            left = left_rows(s.values[own] + at.rows * COLUMN_STRIDE);
+            const Left left = left_rows(s.values[own] + at.rows * COLUMN_STRIDE);
             clear(dv);
             clear(dk);
             if constexpr (LOGS) {
 #pragma unroll
                 for (int i = 0; i < 2 * ROW_TILES; i++) {
-                    logs.row[i / 2][i % 2] = -log_of(p, u, chunk, at.rows + at.g + 8 * i, mark);
+                    logs.row[i / 2][i % 2] = -log_of(s.key_g[own], at.rows + at.g + 8 * i);
                 }
             }
-            if (chunk + LAG + 1 < u.at.chunks) {
+            if (now.chunk + LAG + 1 < u.at.chunks) {
                 read_sums(dv, rows, s.table, part);
                 read_slopes(dk, rows, left, s.table, part);
                 if constexpr (FADES) {
+                    const f32 all = f32(s.sums_mark - s.key_g[own][0]) * LOG2_E;
                     f32 far[ROW_TILES][2];
 #pragma unroll
-                    for (int i = 0; i < 2 * ROW_TILES; i++) {
-                        far[i / 2][i % 2] = exp2_of(logs.row[i / 2][i % 2] + f32(last_mark - mark) * LOG2_E);
-                    }
+                    for (int i = 0; i < 2 * ROW_TILES; i++) far[i / 2][i % 2] = exp2_of(logs.row[i / 2][i % 2] + all);
                     scale(dv, far);
                     scale(dk, far);
                 }
             }
         }
         const Own at = own_now();
+        const State now = state_now(s);
+        const int chunk = now.chunk, other = now.other, buffer = now.buffers & 1, own = now.buffers >> 1;
         const Rotated x = rotated_rows(s.keys[own] + at.rows * KEY_STRIDE, at.part);
-        logs.all = LAG > 0 && FADES ? f32(other_mark - mark) * LOG2_E : 0.0f;
+        const Left left = left_rows(s.values[own] + at.rows * COLUMN_STRIDE);
+        logs.all = LAG > 0 && FADES ? f32(s.g[buffer][0] - s.key_g[own][0]) * LOG2_E : 0.0f;
 #pragma unroll 1
         for (int tile = (other == chunk ? at.group * ROW_TILES : 0) + at.part; tile < TOKEN_TILES; tile += SPLIT) {
             const bf16* queries = s.queries[buffer] + tile * 16 * KEY_STRIDE;
@@ -126,6 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             times_columns(w, left, columns);
             weigh_keys(dk, w, queries);
         }
+        const bool ends = now.h + 1 == p.group && other == min(chunk + LAG, u.at.chunks - 1);
         if (ends) {
             const int part = at.part, g = at.g, t = at.t;
             f32* room = s.room + at.group * ROOM;
@@ -167,17 +186,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 }
             }
         }
-        if (sums_grow && chunk > u.at.first) {
+        const State then = state_now(s);
+        if (then.other == then.chunk + LAG && then.chunk > u.at.first) {
+            const f64 mark = s.g[then.buffers & 1][0];
             if constexpr (STASH) load_sums(sums, s.sums);
-            if (FADES && h == 0) fade_sums(sums, exp2_of(f32(last_mark - other_mark) * LOG2_E));
+            if (FADES && then.h == 0) fade_sums(sums, fading(s.sums_mark, mark));
             add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
             if constexpr (STASH) store_sums(sums, s.sums);
         }
-        if (other < until) {
-            other++;
-        } else {
-            if (++h == p.group) h = 0, chunk--, own ^= 1;
-            other = chunk;
+        const State after = state_now(s);
+        __syncwarp();
+        if (lane_now() == 0) {
+            const int buffers = after.buffers ^ 1, other = after.other + 1;
+            State next{after.chunk, after.h, other, buffers};
+            if (other > min(after.chunk + LAG, u.at.chunks - 1)) {
+                next = after.h + 1 < p.group ? State{after.chunk, after.h + 1, after.chunk, buffers}
+                                             : State{after.chunk - 1, 0, after.chunk - 1, buffers ^ 2};
+            }
+            s.state[warp_now()] = next;
+        }
+        __syncwarp();
+        if constexpr (FADES) {
+            // Everybody has read what sums were relative to.
+            __syncthreads();
+            if (threadIdx.x == 0 && after.other == after.chunk + LAG) s.sums_mark = s.g[after.buffers & 1][0];
         }
     }
 }

@@ -5,6 +5,10 @@
 #include "stream_backward.cuh"
 
 constexpr int SLOTS = LAG + 2;
+// Where a warp is: a chunk of one query head, which of two buffers. In memory, for that takes no registers.
+struct State {
+    int chunk, h, buffer, unused;
+};
 struct Shared {
     bf16 table[BASES * TABLE];
     bf16 keys[SLOTS][CHUNK * KEY_STRIDE];
@@ -15,7 +19,8 @@ struct Shared {
     bf16 scaled[FADES ? CHUNK * COLUMN_STRIDE : 8];
     f32 logs[SLOTS][LOGS ? CHUNK : 4];
     f32 factors[(2 * TILES + 3) / 4 * 4];
-    f32 by[CHUNK];
+    f64 g[SLOTS][OF_G];
+    State state[WARPS];
     f32 sums[STASH ? SET : 4];
     f32 room[GROUPS * ROOM];
     Place place;
@@ -27,10 +32,16 @@ DEVICE void fetch_chunk(const Walk& p, const Place& u, Shared& s, int chunk, boo
     fetch_keys(s.keys[slot], u.k, first, u.at.tokens);
     fetch_values(s.columns[slot], u.v, first, u.at.tokens);
     if (fresh || first + CHUNK > u.at.tokens) put_ones(s.columns[slot], first, u.at.tokens);
-    if constexpr (LOGS) {
-        const f64 mark = mark_of(p, u.at, u.head, chunk);
-        spread<CHUNK>([&](int i) { s.logs[slot][i] = -log_of(p, u, chunk, i, mark); });
-    }
+    fetch_g(s.g[slot], u, chunk);
+}
+// Logarithms of a chunk's keys, whose sign is that of what they have yet to fade.
+DEVICE void find_logs(const Place& u, Shared& s, int chunk) {
+    const int slot = chunk % SLOTS;
+    spread<CHUNK>([&](int i) { s.logs[slot][i] = FADES && chunk * CHUNK + i < u.at.tokens ? -log_of(s.g[slot], i) : 0.0f; });
+}
+DEVICE State state_now(const Shared& s) {
+    const volatile State& at = s.state[warp_now()];
+    return State{at.chunk, at.h, at.buffer, 0};
 }
 DEVICE void fetch_rows(const Walk& p, const Place& u, Shared& s, int chunk, int h, int to) {
     const i64 head = u.head * p.group + h;
@@ -55,34 +66,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
     fetch_rows(p, u, s, u.at.first, 0, 0);
     copy_async_commit();
 
-    // A step: a chunk of one query head.
+    if (lane_now() == 0) s.state[warp_now()] = State{u.at.first, 0, 0, 0};
+    __syncwarp();
 #pragma unroll 1
-    for (int step = 0; step < (u.at.end - u.at.first) * p.group; step++) {
-        const int chunk = u.at.first + step / p.group, h = step % p.group;
-        const int buffer = step & 1, summed = chunk - LAG;
+    while (state_now(s).chunk < u.at.end) {
         copy_async_wait<0>();
         __syncthreads();
-        if (step + 1 < (u.at.end - u.at.first) * p.group) {
-            const bool next = h + 1 == p.group;
+        const State now = state_now(s);
+        const int chunk = now.chunk, h = now.h, buffer = now.buffer, summed = chunk - LAG;
+        const bool next = h + 1 == p.group;
+        if (!next || chunk + 1 < u.at.end) {
             if (next) fetch_chunk(p, u, s, chunk + 1, chunk < u.at.first + SLOTS);
-            fetch_rows(p, u, s, chunk + (next ? 1 : 0), next ? 0 : h + 1, buffer ^ 1);
+            fetch_rows(p, u, s, next ? chunk + 1 : chunk, next ? 0 : h + 1, buffer ^ 1);
         }
         copy_async_commit();
-        const f64 mark = mark_of(p, u.at, u.head, chunk);
-        const f64 sums_mark = LAG > 0 ? mark_of(p, u.at, u.head, max(summed, 0)) : mark;
-        const f64 next_mark = mark_of(p, u.at, u.head, max(summed, 0) + 1);
         if (h == 0) {
             if constexpr (STASH) load_sums(sums, s.sums);
             show_sums(sums, s.table, s.factors);
-            if (summed >= 0) {
+            if constexpr (LOGS) {
+                for (int other = chunk == u.at.first ? max(0, summed) : chunk; other <= chunk; other++) find_logs(u, s, other);
+            }
+            if (summed >= 0 && chunk + 1 < u.at.end) {
                 const int slot = summed % SLOTS;
                 turn(s.turned, s.keys[slot]);
-                if constexpr (FADES) {
-                    const f32 all = f32(next_mark - sums_mark) * LOG2_E;
-                    spread<CHUNK>([&](int i) { s.by[i] = exp2_of(s.logs[slot][i] + all); });
-                    __syncthreads();
-                    scale_columns(s.scaled, s.columns[slot], s.by);
-                }
+                if constexpr (FADES) fade_columns(s.scaled, s.columns[slot], s.g[slot]);
             }
             __syncthreads();
         }
@@ -92,11 +99,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         Logs logs;
         auto pairs = [&](auto&& of) {
             const Own own = own_now();
+            const State now = state_now(s);
+            const int chunk = now.chunk, buffer = now.buffer, summed = chunk - LAG;
             const Rotated x = rotated_rows(s.queries[buffer] + own.rows * KEY_STRIDE, own.part);
 #pragma unroll 1
             for (int other = LAG > 0 ? max(0, summed) : chunk; other <= chunk; other++) {
                 const int slot = other % SLOTS;
-                logs.all = LAG > 0 && FADES ? f32(mark - mark_of(p, u.at, u.head, other)) * LOG2_E : 0.0f;
+                logs.all = LAG > 0 && FADES ? f32(s.g[chunk % SLOTS][0] - s.g[slot][0]) * LOG2_E : 0.0f;
                 const int tiles = other == chunk ? (own.group + 1) * ROW_TILES : TOKEN_TILES;
 #pragma unroll 1
                 for (int tile = own.part; tile < tiles; tile += SPLIT) {
@@ -124,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         f32 shift[ROW_TILES][2], far[ROW_TILES][2];
         if constexpr (LOGS) {
 #pragma unroll
-            for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] = log_of(p, u, chunk, own.rows + g + 8 * i, mark);
+            for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] = log_of(s.g[chunk % SLOTS], own.rows + g + 8 * i);
         }
         if constexpr (NEAR) {
             // The largest near logit, but no less than leaves far weights finite.
@@ -156,10 +165,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] -= shift[i / 2][i % 2] * LOG2_E;
         }
         if constexpr (LOGS) {
+            const f32 all = LAG > 0 && FADES ? f32(s.g[chunk % SLOTS][0] - s.g[max(0, summed) % SLOTS][0]) * LOG2_E : 0.0f;
 #pragma unroll
-            for (int i = 0; i < 2 * ROW_TILES; i++) {
-                far[i / 2][i % 2] = exp2_of(logs.row[i / 2][i % 2] + f32(mark - sums_mark) * LOG2_E);
-            }
+            for (int i = 0; i < 2 * ROW_TILES; i++) far[i / 2][i % 2] = exp2_of(logs.row[i / 2][i % 2] + all);
         }
 
         OfColumns c;
@@ -221,12 +229,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             weigh_keys(dq, w, keys);
         });
         const Own last = own_now();
+        const State then = state_now(s);
         gather(dq, s.room + last.group * ROOM, last.part);
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
-            const int token = chunk * CHUNK + last.rows + last.g + 8 * i;
+            const int token = then.chunk * CHUNK + last.rows + last.g + 8 * i;
             if (last.part == 0 && token < u.at.tokens) {
-                bf16* to = row<bf16>(p.dq, u.at.q_batch, u.head * p.group + h, u.at.q_first + token) + 2 * last.t;
+                bf16* to = row<bf16>(p.dq, u.at.q_batch, u.head * p.group + then.h, u.at.q_first + token) + 2 * last.t;
 #pragma unroll
                 for (int n = 0; n < KEY_TILES; n++) {
                     const f32(&of)[4] = dq[i / 2][n];
@@ -235,12 +244,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             }
         }
 
-        if (h + 1 == p.group && summed >= 0) {
-            const bf16* columns = FADES ? s.scaled : s.columns[summed % SLOTS];
+        const bool goes_on = then.h + 1 == p.group;
+        if (goes_on && then.chunk >= LAG && then.chunk + 1 < u.at.end) {
+            const int slot = (then.chunk - LAG) % SLOTS;
             if constexpr (STASH) load_sums(sums, s.sums);
-            if constexpr (FADES) fade_sums(sums, exp2_of(f32(next_mark - sums_mark) * LOG2_E));
-            add_sums(sums, s.turned, columns);
+            if constexpr (FADES) fade_sums(sums, fading(s.g[slot][CHUNK], s.g[slot][0]));
+            add_sums(sums, s.turned, FADES ? s.scaled : s.columns[slot]);
             if constexpr (STASH) store_sums(sums, s.sums);
         }
+        const State after = state_now(s);
+        __syncwarp();
+        if (lane_now() == 0) {
+            const bool goes_on = after.h + 1 == p.group;
+            s.state[warp_now()] = State{goes_on ? after.chunk + 1 : after.chunk, goes_on ? 0 : after.h + 1, after.buffer ^ 1, 0};
+        }
+        __syncwarp();
     }
 }

@@ -17,6 +17,7 @@ struct Shared {
     f32 of_queries[2][3][CHUNK];
     f32 logs[LOGS ? CHUNK : 4];
     f32 by[CHUNK];
+    f64 g[2][OF_G];
     Place place;
 };
 SAME_SIZE(Shared, SUM_SHARED);
@@ -34,6 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
     auto fetch = [&](int chunk, int to) {
         fetch_keys(s.queries[to], u.k, chunk * CHUNK, u.at.tokens);
         fetch_values(s.dy[to], u.v, chunk * CHUNK, u.at.tokens);
+        fetch_g(s.g[to], u, chunk);
         if (chunk < first + 2) put_ones(s.dy[to], chunk * CHUNK, u.at.tokens);
         copy_async_commit();
     };
@@ -46,11 +48,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
         if (chunk + 1 < end) fetch(chunk + 1, buffer ^ 1);
         turn(s.turned, s.queries[buffer]);
         if constexpr (FADES) {
-            const f64 mark = mark_of(p, u.at, u.head, chunk), next = mark_of(p, u.at, u.head, chunk + 1);
-            for (int i = threadIdx.x; i < CHUNK; i += THREADS) s.by[i] = exp2_of(f32(next - mark) * LOG2_E - log_of(p, u, chunk, i, mark));
-            __syncthreads();
-            scale_columns(s.scaled, s.dy[buffer], s.by);
-            fade_sums(sums, exp2_of(f32(next - mark) * LOG2_E));
+            const f64* g = s.g[buffer];
+            fade_columns(s.scaled, s.dy[buffer], g);
+            fade_sums(sums, fading(g[CHUNK], g[0]));
         }
         __syncthreads();
         add_sums(sums, s.turned, FADES ? s.scaled : s.dy[buffer]);
@@ -80,9 +80,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
         __syncthreads();
         if (step + 1 < steps) fetch_queries(p, u, s, next ? chunk - 1 : chunk, next ? 0 : h + 1, buffer ^ 1);
         copy_async_commit();
-        const f64 mark = mark_of(p, u.at, u.head, chunk);
-        make_columns(p, u, s, chunk, buffer, mark, true);
-        if (FADES && h == 0) fade_sums(sums, exp2_of(f32(mark_of(p, u.at, u.head, chunk + 1) - mark) * LOG2_E));
+        make_columns(s, buffer, true);
+        if (FADES && h == 0 && step > 0) fade_sums(sums, fading(s.g[buffer][CHUNK], s.g[buffer][0]));
         __syncthreads();
         add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
         if (++h == p.group) h = 0, chunk--;

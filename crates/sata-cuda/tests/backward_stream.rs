@@ -88,7 +88,7 @@ fn keys_of_eight() {
 #[test]
 fn keys_of_sixteen() {
     let mut rng = rng();
-    for (tokens, chunk) in [(127, 128), (129, 128), (300, 128)] {
+    for (tokens, chunk) in [(127, 128), (260, 128)] {
         check(&mut rng, &Case { chunk, ..case(tokens, [16, 16]) });
     }
 }
@@ -105,14 +105,18 @@ fn decays() {
 #[test]
 fn near_blocks() {
     let mut rng = rng();
-    for (near, block) in [(0, 64), (1, 64), (1, 16), (2, 48), (1, 128)] {
-        for decay in [Decay::None, Decay::Gates] {
-            let near = Near::Blocks(near);
-            check(&mut rng, &Case { near, block, decay, chunk: 64, ..case(290, [8, 8]) });
-        }
+    for (near, block, decay) in [
+        (0, 64, Decay::None),
+        (1, 64, Decay::Gates),
+        (1, 16, Decay::None),
+        (2, 48, Decay::Gates),
+        (1, 128, Decay::Slopes),
+    ] {
+        let near = Near::Blocks(near);
+        check(&mut rng, &Case { near, block, decay, chunk: 64, ..case(270, [8, 8]) });
     }
     let near = Near::Blocks(1);
-    check(&mut rng, &Case { near, decay: Decay::Gates, chunk: 128, ..case(400, [16, 16]) });
+    check(&mut rng, &Case { near, decay: Decay::Gates, chunk: 128, ..case(300, [16, 16]) });
 }
 
 #[test]

@@ -105,6 +105,15 @@ impl Shape {
             + self.chunk()
     }
 
+    /// Bytes of g at a chunk's tokens, and of where warps are.
+    fn g(&self) -> usize {
+        8 * if self.fades { self.chunk() + 2 } else { 2 }
+    }
+
+    fn states(&self) -> usize {
+        16 * self.threads() / 32
+    }
+
     pub fn query_shared(&self) -> usize {
         let [keys, columns, turned, numbers] = self.parts();
         let slots = self.lag + 2;
@@ -113,7 +122,8 @@ impl Shape {
             + turned
             + 2 * (keys + columns)
             + if self.fades { columns } else { 16 }
-            + numbers
+            + slots * self.g()
+            + self.states()
             + PLACE
     }
 
@@ -121,12 +131,12 @@ impl Shape {
     pub fn sum_shared(&self) -> usize {
         let [keys, columns, turned, numbers] = self.parts();
         let logs = if self.logs() { columns + numbers } else { 32 };
-        2 * (keys + columns) + columns + turned + logs + 7 * numbers + PLACE
+        2 * (keys + columns) + columns + turned + logs + 7 * numbers + 2 * self.g() + PLACE
     }
 
     pub fn key_shared(&self) -> usize {
         let [keys, columns, ..] = self.parts();
-        self.table() + self.sum_shared() + 2 * (keys + columns)
+        self.table() + self.sum_shared() + 2 * (keys + columns + self.g()) + 16 + self.states()
     }
 
     /// Blocks of threads that a multiprocessor should hold, as registers and shared memory let it.
