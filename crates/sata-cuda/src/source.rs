@@ -28,6 +28,8 @@ const HEADERS: &[(&str, &str)] = headers![
     "prelude.cuh",
     "series.cuh",
     "stream.cuh",
+    "stream_backward.cuh",
+    "stream_backward_fetch.cuh",
 ];
 
 /// A kernel file with its defines: what is compiled, loaded and cached as one.

@@ -8,6 +8,7 @@ mod matrix_sums;
 mod params;
 mod stages;
 mod state;
+mod stream;
 mod sweep;
 mod table;
 
@@ -144,8 +145,11 @@ fn check(problem: &Problem<'_>, state: Option<&StateGradient>) -> Result<(), Err
 
 /// Computes the gradients of a call that has been checked.
 fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Result<(), Error> {
+    check(problem, wanted.state.as_deref())?;
+    if plan.wish().matrix && stream::serves(problem, &wanted) {
+        return stream::run(plan, problem, &wanted);
+    }
     let mut state = wanted.state.take();
-    check(problem, state.as_deref())?;
     let (device, spec) = (problem.device, problem.spec);
     let features = plan.once("backward", || Features::new(device, spec, &*plan.basis()?))?;
     let kind = Kind::new(spec, problem.element, problem.causal);
