@@ -135,6 +135,11 @@ DEV void copy_bulk(u32 to, const void* from, u32 bytes, u32 bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(bar)
                  : "memory");
 }
+// 16 bytes, or as many zeros, in the background.
+DEV void copy_16(void* to, const void* from, bool is) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem(to)), "l"(from), "r"(is ? 16 : 0) : "memory");
+}
+DEV void copy_16_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 DEV void group_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

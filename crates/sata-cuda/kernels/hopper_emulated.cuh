@@ -66,6 +66,11 @@ DEV void copy_bulk(u32 to, const void* from, u32 bytes, u32 bar) {
     barrier_at(bar).bytes = barrier_at(bar).bytes - int(bytes);
     barrier_turn(barrier_at(bar));
 }
+DEV void copy_16(void* to, const void* from, bool is) {
+    memset(to, 0, 16);
+    if (is) memcpy(to, from, 16);
+}
+DEV void copy_16_wait() {}
 DEV void group_sync(int id, int threads) { ::emu::barrier(unsigned(id), unsigned(threads), 0, false, true); }
 // In hardware no warp of a warpgroup goes ahead of the matrix instructions that the others take part in.
 DEV void group_arrive(u32 bar) {

@@ -11,16 +11,17 @@
 #include "hopper.cuh"
 #include "hopper_mma.cuh"
 
-constexpr int SLAB_STEPS = 9;
+constexpr int SLAB_STEPS = HAS3 ? 9 : STEPS_L > 4 ? STEPS_L : 4;  // at most
 constexpr int STEP_BYTES = 16 * NP * 2;
 constexpr int STAGE_BYTES = (SLAB_STEPS * STEP_BYTES > TILE_BYTES ? SLAB_STEPS * STEP_BYTES : TILE_BYTES) + 127 & ~127;
 constexpr int QUERIES = WARPGROUPS * ROW_TILES * 64;
 constexpr int Q_WORDS = D_KEY == 8 ? 4 : D_KEY / 2 + 4;  // words of a query's row in shared memory: no two rows in one bank
-// Per query: its words, g, the shift of its weights; per row tile the first near key.
-constexpr int ROWS_BYTES = QUERIES * (Q_WORDS * 4 + HAS_G * 8 + HAS_NEAR * 4) + HAS_NEAR * 64;
 constexpr int THREADS = WARPGROUPS * 128 + 128;
 // Whether a block of threads goes on with other queries after its first: where each takes long, registers matter more.
+// The words of the next queries are copied while it is at the ones before.
 constexpr bool PERSISTS = !HAS3;
+// Per query: its words, g, the shift of its weights; per row tile the first near key.
+constexpr int ROWS_BYTES = QUERIES * (Q_WORDS * 4 * (PERSISTS ? 2 : 1) + HAS_G * 8 + HAS_NEAR * 4) + HAS_NEAR * 64;
 
 // Whether the dot products of all row tiles are on their way at once: they need registers.
 constexpr bool TOGETHER = ROW_TILES * (NA + 32) <= (HAS_NEAR || HAS_G ? 64 : 96);
@@ -169,7 +170,7 @@ DEV bool rows_at(const ReadQueries& p, int n, Rows& rows) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __grid_constant__ ReadQueries p) {
     const u32 base = smem(shared);
     u32* const q_words = (u32*)(shared + STAGES * STAGE_BYTES);
-    double* const row_g = (double*)(q_words + QUERIES * Q_WORDS);
+    double* const row_g = (double*)(q_words + QUERIES * Q_WORDS * (PERSISTS ? 2 : 1));
     float* const row_shift = (float*)(row_g + HAS_G * QUERIES);
     int* const near_from = (int*)(row_shift + HAS_NEAR * QUERIES);  // [2][8 row tiles]: the first key that is near any row, all rows
     const u32 bars = base + STAGES * STAGE_BYTES + ROWS_BYTES;
@@ -236,6 +237,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         else rows_at(p, 0, rows);
         return rows;
     };
+    auto tile_of = [&](int r) { return r % 2 == 0 ? wg + r * WARPGROUPS : (r + 1) * WARPGROUPS - 1 - wg; };
+    // Where in shared memory a row tile has its place, at the same distance in all warpgroups.
+    auto place_of = [&](int r) { return wg + r * WARPGROUPS; };
+    // Begins to copy the warpgroup's queries.
+    auto copy_queries = [&](const Rows& rows) {
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+            u32* const words = q_words + ((PERSISTS ? rows.number & 1 : 0) * QUERIES + place_of(r) * 64) * Q_WORDS;
+            for (int e = threadIdx.x & 127; e < 64 * NB; e += 128) {
+                const int row = e / NB, c = e % NB, t = rows.row0 + tile_of(r) * 64 + row;
+                const bool is = t >= rows.lead && t < rows.count;
+                const i64 head = (i64)p.first_head * p.group + rows.local, token = rows.seq.q_first + (is ? t - rows.lead : 0);
+                copy_16(words + row * Q_WORDS + 4 * c, p.q.data + rows.seq.q_batch * p.q.batch + head * p.q.head + token * p.q.token + 8 * c, is);
+            }
+        }
+    };
+    if constexpr (PERSISTS) {
+        Rows first;
+        if (rows_at(p, 0, first)) copy_queries(first);
+    }
 #pragma unroll 1
     for (int number = 0;; number = places[PERSISTS ? wg : 0].number + 1) {
         Rows now;
@@ -243,31 +264,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         if constexpr (PERSISTS) {
             group_sync(1 + wg, 128);
             if ((threadIdx.x & 127) == 0) places[wg] = now;
-            group_sync(1 + wg, 128);
+        } else {
+            copy_queries(now);
         }
         float acc[ROW_TILES][NA];
-        auto tile_of = [&](int r) { return r % 2 == 0 ? wg + r * WARPGROUPS : (r + 1) * WARPGROUPS - 1 - wg; };
-        // Where in shared memory a row tile has its place, at the same distance in all warpgroups.
-        auto place_of = [&](int r) { return wg + r * WARPGROUPS; };
-        group_sync(1 + wg, 128);
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-            const int tile = tile_of(r);
-            u32* const words = q_words + place_of(r) * 64 * Q_WORDS;
             if (HAS_NEAR && (threadIdx.x & 127) < 64) row_shift[place_of(r) * 64 + (threadIdx.x & 127)] = 0.f;
-            for (int e = threadIdx.x & 127; e < 64 * NB; e += 128) {
-                const int row = e / NB, c = e % NB, t = now.row0 + tile * 64 + row;
-                uint4 v = make_uint4(0, 0, 0, 0);
-                if (t >= now.lead && t < now.count)
-                    v = *(const uint4*)(p.q.data + now.seq.q_batch * p.q.batch + ((i64)p.first_head * p.group + now.local) * p.q.head +
-                                        (now.seq.q_first + t - now.lead) * p.q.token + 8 * c);
-                *(uint4*)(words + row * Q_WORDS + 4 * c) = v;
-            }
 #pragma unroll
             for (int i = 0; i < NA; i++) acc[r][i] = 0.f;
         }
+        copy_16_wait();
         group_sync(1 + wg, 128);
-        const u32* const own = q_words + (wg * 64 + g) * Q_WORDS + m;
+        if constexpr (PERSISTS) {
+            Rows next;
+            if (rows_at(p, number + 1, next)) copy_queries(next);
+        }
+        const u32* const own = q_words + ((PERSISTS ? number & 1 : 0) * QUERIES + wg * 64 + g) * Q_WORDS + m;
         auto word = [&](int r, int c, int half) { return own[(r * WARPGROUPS * 64 + 8 * half) * Q_WORDS + 4 * c]; };
 
         if (now.has_far) {

@@ -59,7 +59,7 @@ impl Sizes {
         if self.has(2) { n * (n + 1) / 2 * BLOCK } else { 0 }
     }
 
-    fn low_blocks(&self) -> usize {
+    pub(super) fn low_blocks(&self) -> usize {
         usize::from(self.has(0)) + if self.has(1) { self.key_blocks() } else { 0 }
     }
 

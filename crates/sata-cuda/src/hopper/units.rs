@@ -22,6 +22,7 @@ pub(super) struct Shape {
 /// Row tiles of a warpgroup of the reading kernel.
 const ROW_TILES: usize = 2;
 const SUM_STAGES: usize = 6;
+const READ_STAGES: usize = 16;
 /// Bytes of shared memory that a block of the summing kernel may have, a little left for its tables.
 const MOST_SHARED: usize = (227 << 10) - 1024;
 
@@ -122,18 +123,23 @@ impl Shape {
         !self.sizes.has(3)
     }
 
-    fn read_stages(&self) -> usize {
-        if self.sizes.columns() > 40 { 7 } else { 6 }
+    /// Stages of the reading kernel, and bytes of its shared memory.
+    fn read_ring(&self) -> (usize, usize) {
+        let steps = if self.sizes.has(3) { 9 } else { 4.max(self.sizes.low_blocks().div_ceil(2)) };
+        let slab = steps * 16 * self.sizes.columns() * 2;
+        let stage = slab.max(self.tile_bytes()).next_multiple_of(128) + 16;
+        let words = if self.sizes.d_key == 8 { 4 } else { self.sizes.d_key / 2 + 4 };
+        let words = words * (1 + usize::from(self.read_persists()));
+        let near = usize::from(self.near);
+        let row = words * 4 + usize::from(self.fades) * 8 + near * 4;
+        let rows = self.queries() * row + near * 64;
+        let stages = ((MOST_SHARED - rows) / stage).min(READ_STAGES);
+        (stages, stages * stage + rows)
     }
 
     /// Bytes of shared memory of the reading kernel.
     pub(super) fn read_shared(&self) -> usize {
-        let slab = 9 * 16 * self.sizes.columns() * 2;
-        let stage = slab.max(self.tile_bytes()).next_multiple_of(128);
-        let words = if self.sizes.d_key == 8 { 4 } else { self.sizes.d_key / 2 + 4 };
-        let near = usize::from(self.near);
-        let row = words * 4 + usize::from(self.fades) * 8 + near * 4;
-        self.read_stages() * (stage + 16) + self.queries() * row + near * 64
+        self.read_ring().1
     }
 
     /// The summing kernel for chunks that are summed apart.
@@ -213,7 +219,7 @@ impl Shape {
             .define("HAS_NEAR", u8::from(self.near))
             .define("WARPGROUPS", self.readers())
             .define("ROW_TILES", ROW_TILES)
-            .define("STAGES", self.read_stages())
+            .define("STAGES", self.read_ring().0)
             .define("BLOCK_QUERIES", self.queries())
             .define("READ_SHARED", self.read_shared())
             .size_of::<Read>("READ_BYTES")
