@@ -190,7 +190,8 @@ pub(super) fn run(plan: &Plan, problem: &Problem<'_>, wanted: &Wanted<'_>) -> Re
         a,
         unused: 0,
     };
-    let steps = Steps { problem, units: &units, shape, cuts: &cuts, walk, ranges: ranges.address() };
+    let steps =
+        Steps { problem, units: &units, shape, cuts: &cuts, walk, ranges: ranges.address() };
     let of_parts = Walk { items: parts.address(), ..walk };
     steps.sum(&of_parts, "stream_backward_sum_keys", false)?;
     steps.walk("stream_backward_queries", &shape.queries(), shape.query_shared())?;

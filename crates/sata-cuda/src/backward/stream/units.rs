@@ -50,7 +50,8 @@ impl Shape {
                 (true, tokens.div_ceil(chunk))
             }
         };
-        let orders = spec.orders().iter().filter(|&&order| order < 32).map(|&order| 1 << order).sum();
+        let orders =
+            spec.orders().iter().filter(|&&order| order < 32).map(|&order| 1 << order).sum();
         Shape { d_key, d_value: spec.d_value(), orders, fades, near, lag }
     }
 
