@@ -24,10 +24,11 @@ DEVICE void clear_columns(S& s) {
 }
 // ĝ as columns, and queries turned and ĝ times what sums take in, where they do.
 template <class S>
-DEVICE void make_columns(S& s, int buffer, bool sums_grow) {
+DEVICE void make_columns(const Place& u, S& s, int chunk, int buffer, bool sums_grow) {
     if constexpr (LOGS) {
         spread<CHUNK>([&](int i) {
-            const f32 log = log_of(s.g[buffer], i) - (NEAR ? s.of_queries[buffer][2][i] * LOG2_E : 0.0f);
+            f32 log = NEAR ? -s.of_queries[buffer][2][i] * LOG2_E : 0.0f;
+            if (chunk * CHUNK + i < u.at.tokens) log += log_of(s.g[buffer], i);
             s.logs[i] = log;
             s.by[i] = exp2_of(log);
         });

@@ -83,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 fetch_queries(p, u, s, chunk - 1, 0, buffer ^ 1);
             }
             copy_async_commit();
-            make_columns(s, buffer, other == chunk + LAG && chunk > u.at.first);
+            make_columns(u, s, other, buffer, other == chunk + LAG && chunk > u.at.first);
         }
         if (begins) {
             if constexpr (STASH) load_sums(sums, s.sums);

@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
         __syncthreads();
         if (step + 1 < steps) fetch_queries(p, u, s, next ? chunk - 1 : chunk, next ? 0 : h + 1, buffer ^ 1);
         copy_async_commit();
-        make_columns(s, buffer, true);
+        make_columns(u, s, chunk, buffer, true);
         if (FADES && h == 0 && step > 0) fade_sums(sums, fading(s.g[buffer][CHUNK], s.g[buffer][0]));
         __syncthreads();
         add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);

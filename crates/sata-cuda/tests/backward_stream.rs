@@ -17,9 +17,10 @@ use rand::rngs::StdRng;
 use sata::{Decay, Near, Series};
 use sata_cuda::Plan;
 
-/// What bf16 features, sums and gradients leave of dq, dk and dv; of gradients by gates, which are sums
-/// that nearly cancel, and by slopes, which are sums of those.
-const ALLOWED: [f64; 5] = [8e-3, 8e-3, 8e-3, 3e-2, 1e-1];
+/// What bf16 features, sums and gradients leave of dq, dk and dv, and of gradients by gates, which are
+/// sums that nearly cancel. Slopes' are sums of those times places.
+const ALLOWED: [f64; 5] = [8e-3, 8e-3, 8e-3, 3e-2, 3e-2];
+const OF_SLOPES: f64 = 5e-4;
 
 struct Case {
     series: Series,
@@ -67,7 +68,11 @@ fn check(rng: &mut StdRng, case: &Case) {
         assert_eq!(got.len(), want.len(), "{name}: {what}");
         let error = rms(got.iter().zip(want).map(|(g, w)| g - w));
         let size = rms(want.iter().copied());
-        assert!(error <= ALLOWED[i] * size, "{name} is off by {error:e}, of {size:e}: {what}");
+        let of_slopes = if i == 4 { OF_SLOPES * (sizes.queries as f64).powf(1.5) } else { 0.0 };
+        assert!(
+            error <= ALLOWED[i] * size + of_slopes,
+            "{name} is off by {error:e}, of {size:e}: {what}"
+        );
     }
     let again = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
     assert_eq!(bits(&got), bits(&again), "another run differs: {what}");

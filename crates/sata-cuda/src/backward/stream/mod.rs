@@ -41,7 +41,8 @@ pub(super) fn serves(problem: &Problem<'_>, wanted: &Wanted<'_>) -> bool {
     };
     let value = if d_value % 8 == 0 { 8 } else { 1 };
     let out = if d_value % 2 == 0 { 2 } else { 1 };
-    let shape = Shape::new(spec, problem.fades());
+    let shared = properties.shared_per_block as usize;
+    let shape = Shape::new(spec, problem.fades(), shared);
     let near = problem.near() >= 0;
     problem.element == "bf16"
         && (properties.capability >= (8, 0) || problem.device.is_emulated())
@@ -57,7 +58,7 @@ pub(super) fn serves(problem: &Problem<'_>, wanted: &Wanted<'_>) -> bool {
         && spec.orders().iter().all(|&order| order <= MOST_ORDER)
         && (!near || (spec.block().is_multiple_of(16) && spec.block() < MOST_TOKENS))
         && shape.lag <= units::MOST_LAG
-        && shape.query_shared().max(shape.key_shared()) <= properties.shared_per_block as usize
+        && shape.query_shared().max(shape.key_shared()) <= shared
         && aligned(&problem.q, 8)
         && aligned(&problem.k, 8)
         && aligned(&problem.v, value)
@@ -142,7 +143,8 @@ impl Cuts {
 pub(super) fn run(plan: &Plan, problem: &Problem<'_>, wanted: &Wanted<'_>) -> Result<(), Error> {
     let (device, spec) = (problem.device, problem.spec);
     let units = plan.once("units", || Ok(Units::new(plan.device())))?;
-    let shape = Shape::new(spec, problem.fades());
+    let shared = device.properties().shared_per_block as usize;
+    let shape = Shape::new(spec, problem.fades(), shared);
     let blocks = device.properties().multiprocessors as usize * shape.blocks();
     let chunks = plan.wish().chunk.map(|tokens| tokens.div_ceil(shape.chunk()));
     let cuts = Cuts::new(problem, shape.chunk(), blocks, chunks);

@@ -22,6 +22,8 @@ pub(super) struct Shape {
     pub near: bool,
     /// Chunks before a query's own whose keys are not in the sums that it reads.
     pub lag: usize,
+    /// Whether sums wait in shared memory while rows are read: registers do not hold both.
+    pub stash: bool,
 }
 
 fn gcd(a: usize, b: usize) -> usize {
@@ -39,7 +41,7 @@ fn rows(count: usize, columns: usize) -> usize {
 }
 
 impl Shape {
-    pub fn new(spec: &Spec, fades: bool) -> Self {
+    pub fn new(spec: &Spec, fades: bool, shared: usize) -> Self {
         let d_key = spec.d_key();
         let (near, lag) = match spec.near() {
             Near::None => (false, 0),
@@ -47,12 +49,20 @@ impl Shape {
                 let (block, chunk) = (spec.block(), chunk(d_key));
                 // A chunk's first query may stand anywhere in a block, but where both always meet.
                 let tokens = n.saturating_mul(block).saturating_add(block - gcd(block, chunk));
-                (true, tokens.div_ceil(chunk))
+                (true, tokens.div_ceil(chunk).min(MOST_LAG + 1))
             }
         };
         let orders =
             spec.orders().iter().filter(|&&order| order < 32).map(|&order| 1 << order).sum();
-        Shape { d_key, d_value: spec.d_value(), orders, fades, near, lag }
+        let d_value = spec.d_value();
+        let shape = Shape { d_key, d_value, orders, fades, near, lag, stash: false };
+        let with = Shape { stash: shape.is_large(), ..shape };
+        if with.query_shared().max(with.key_shared()) <= shared { with } else { shape }
+    }
+
+    /// Whether there are so many features that registers are short.
+    fn is_large(&self) -> bool {
+        self.d_key == 16 && self.orders >> 3 & 1 == 1
     }
 
     /// Tokens of a chunk.
@@ -82,11 +92,6 @@ impl Shape {
         self.tiles() * self.columns() * 16
     }
 
-    /// Whether sums wait in shared memory while rows are read: registers do not hold both.
-    fn stash(&self) -> bool {
-        self.d_key == 16 && self.orders >> 3 & 1 == 1
-    }
-
     fn logs(&self) -> bool {
         self.fades || self.near
     }
@@ -102,7 +107,7 @@ impl Shape {
     fn table(&self) -> usize {
         rows(16 * self.tiles(), self.columns())
             + (2 * self.tiles() / (self.d_key / 8)).next_multiple_of(4) * 4
-            + if self.stash() { 4 * self.sums_len() } else { 16 }
+            + if self.stash { 4 * self.sums_len() } else { 16 }
             + self.chunk()
     }
 
@@ -152,29 +157,35 @@ impl Shape {
             .define("CHUNK", self.chunk())
             .define("WARPS", self.threads() / 32)
             .define("ROW_TILES", 1)
-            .define("STASH", u8::from(self.stash()))
+            .define("STASH", u8::from(self.stash))
             .define("LAG", self.lag)
             .define("FADES", u8::from(self.fades))
             .define("NEAR", u8::from(self.near))
             .size_of::<Item>("ITEM_BYTES")
             .size_of::<Walk>("WALK_BYTES")
-            .hot()
+    }
+
+    /// The most features leave no registers for a few addresses, which are read again once a chunk; the
+    /// others have no excuse.
+    fn walks(&self, unit: Unit) -> Unit {
+        if self.is_large() { self.unit(unit) } else { self.unit(unit).hot() }
     }
 
     pub fn queries(&self) -> Unit {
-        self.unit(unit!("stream_backward_queries.cu"))
+        self.walks(unit!("stream_backward_queries.cu"))
             .define("QUERY_BLOCKS", self.blocks())
             .define("QUERY_SHARED", self.query_shared())
     }
 
     pub fn keys(&self) -> Unit {
-        self.unit(unit!("stream_backward_keys.cu"))
+        self.walks(unit!("stream_backward_keys.cu"))
             .define("KEY_BLOCKS", self.blocks())
             .define("KEY_SHARED", self.key_shared())
     }
 
     pub fn sums(&self) -> Unit {
         self.unit(unit!("stream_backward_sums.cu"))
+            .hot()
             .define("SUM_BLOCKS", self.blocks())
             .define("SUM_SHARED", self.sum_shared())
             .size_of::<Scan>("SCAN_BYTES")
@@ -193,11 +204,11 @@ mod tests {
     fn chunks_lag_behind_what_is_near() {
         let lag = |d: usize, n: usize, block: usize| {
             let spec = Spec::new(d, d).near(Near::Blocks(n)).block(block).build().unwrap();
-            Shape::new(&spec, false).lag
+            Shape::new(&spec, false, 1 << 20).lag
         };
         for d in [8, 16] {
-            for n in [0, 1, 3] {
-                for block in [16, 48, 64, 128, 256] {
+            for n in [0, 1, 2] {
+                for block in [16, 48, 64] {
                     let (lag, chunk) = (lag(d, n, block), chunk(d));
                     // What chunk c's first query has to see exactly begins at or after chunk c - lag.
                     let holds = |lag: usize| {
