@@ -144,7 +144,7 @@ DEV void group_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"
 DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Registers of a thread that multiplies, in a block of `groups` warpgroups of them and one that copies.
-__host__ __device__ constexpr int registers_of(int groups) { return groups == 1 ? 0 : groups == 2 ? 240 : groups == 3 ? 160 : 120; }
+__host__ __device__ constexpr int registers_of(int groups) { return groups == 1 ? 0 : groups == 2 ? 240 : groups == 3 ? 160 : 112; }
 template <int GROUPS, int REGISTERS = 24> DEV void role_copies() {
     if constexpr (registers_of(GROUPS) > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }

@@ -19,7 +19,7 @@ constexpr int Q_WORDS = D_KEY == 8 ? 4 : D_KEY / 2 + 4;  // words of a query's r
 constexpr int THREADS = WARPGROUPS * 128 + 128;
 // Whether a block of threads goes on with other queries after its first: where each takes long, registers matter more.
 // The words of the next queries are copied while it is at the ones before.
-constexpr bool PERSISTS = !HAS3;
+constexpr bool PERSISTS = !HAS3 && (NP <= 40 || WARPGROUPS == 2);
 // Per query: its words, g, the shift of its weights; per row tile the first near key.
 constexpr int ROWS_BYTES = QUERIES * (Q_WORDS * 4 * (PERSISTS ? 2 : 1) + HAS_G * 8 + HAS_NEAR * 4) + HAS_NEAR * 64;
 

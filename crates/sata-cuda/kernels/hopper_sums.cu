@@ -517,7 +517,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_sums(const __gri
     __syncthreads();
 
     if (warp >= WARPGROUPS * 4) {
-        role_copies<WARPGROUPS, WARPGROUPS == 3 ? 32 : 24>();
+        role_copies<WARPGROUPS, WARPGROUPS == 2 ? 24 : 32>();
         if (warp == WARPGROUPS * 4 && (threadIdx.x & 31) == 0) {
             int stage = 0;
             u32 phase = 1;

@@ -13,11 +13,13 @@ use crate::window;
 /// Work arrays have about this many bytes at most, unless one head needs more.
 const WORK_BYTES: usize = 4 << 30;
 
-// Measured on an H100, by which chunks are chosen: seconds to weigh one key for one query; bytes a
-// second of the scan; FLOP/s of sums and reading, padding counted.
-const PAIR: f64 = 0.28e-12;
+// Measured on an H100, by which chunks are chosen: seconds to weigh one key for one query, and more
+// of them per element and column; bytes a second of sums; FLOP/s of sums and reading, padding
+// counted, where columns are few and many.
+const PAIR: f64 = 0.066e-12;
+const PAIR_ELEMENT: f64 = 0.003e-12;
 const BYTES: f64 = 2.8e12;
-const FLOPS: f64 = 450e12;
+const FLOPS: [f64; 2] = [450e12, 620e12];
 
 /// One call's cuts.
 #[derive(Debug)]
@@ -44,9 +46,11 @@ fn chunk(shape: &Shape, group: usize, longest: usize, wish: Wish, prefix: bool) 
     let elements = shape.sizes.elements() as f64;
     // Written, read, written as bf16, read again; or only the last two.
     let touch = elements * if prefix { 4.0 } else { 12.0 } / BYTES;
-    let pair = PAIR * group as f64;
+    let width = (shape.sizes.d_key.next_multiple_of(16) + shape.sizes.columns()) as f64;
+    let pair = (PAIR + PAIR_ELEMENT * width) * group as f64;
+    let flops = FLOPS[usize::from(shape.sizes.columns() > 40)];
     let best = (2.0 * touch / pair).sqrt();
-    let sums = 2.0 * elements * (1.0 + group as f64) / FLOPS + touch / best + pair * best / 2.0;
+    let sums = 2.0 * elements * (1.0 + group as f64) / flops + touch / best + pair * best / 2.0;
     let all = pair * longest as f64 / 2.0;
     let chunk = match (wish.chunk, wish.form) {
         (_, Some(Form::Direct)) => usize::MAX / 2,

@@ -105,7 +105,7 @@ impl Shape {
     /// Warpgroups that multiply in a block of threads of the reading kernel: fewer where each needs
     /// more registers.
     fn readers(&self) -> usize {
-        if self.sizes.columns() > 40 && (self.fades || self.near) { 2 } else { 3 }
+        if self.sizes.columns() > 40 && self.near { 2 } else { 3 }
     }
 
     /// Queries of a block of threads.
@@ -120,7 +120,7 @@ impl Shape {
 
     /// Whether a block of the reading kernel goes on with other queries after its first.
     pub(super) fn read_persists(&self) -> bool {
-        !self.sizes.has(3)
+        !self.sizes.has(3) && (self.sizes.columns() <= 40 || self.readers() == 2)
     }
 
     /// Stages of the reading kernel, and bytes of its shared memory.
