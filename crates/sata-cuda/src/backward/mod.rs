@@ -55,7 +55,9 @@ impl Plan {
     /// Nothing of the forward call is needed but its arguments: weights and features are made again,
     /// and nothing of the size of tokens × features is stored. A state is the one that the call
     /// *began* with ([`State::fork`](crate::State::fork) keeps it), and stays as it is. `strict` is of
-    /// the forward call alone. All is f32 within, whatever the tensors are, and the same at every run.
+    /// the forward call alone. All is f32 within, but that kernels for bf16 heads of 8 or 16 elements round
+    /// features and sums to bf16 where they multiply them
+    /// ([`Plan::without_matrix_units`] keeps to f32); and the same at every run.
     ///
     /// The work is in the order of the device's stream; nothing waits for it, but that a call with a
     /// state asks the device how far that has come first.
