@@ -1,0 +1,3 @@
+"""stub"""
+class Inspection: pass
+def inspect(*a, **k): raise NotImplementedError
