@@ -48,6 +48,8 @@ def check(name: str, x, layout: str, dims: int, dtype) -> None:
 
 def tensor(name: str, x: np.ndarray, layout: str):
     size = x.itemsize
+    if x.size == 0:
+        return handed(0, x.shape, (0,) * x.ndim, layout)
     if x.shape[-1] > 1 and x.strides[-1] != size:
         raise ValueError(
             f"{name} has shape {x.shape} and strides {x.strides} in bytes, but its last dimension "
