@@ -465,7 +465,7 @@ def _traced(q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec, is_causal, l
 
 def attention(
     q, k, v, is_causal, terms, series, near, block, sinks, slopes, log_gates, scale, key_mask,
-    cu_seqlens, state, return_state, layout, diagnostics, spec,
+    cu_seqlens, state, return_state, layout, diagnostics, spec, quiet=False,
 ):
     if torch.compiler.is_compiling():
         if state is None and not return_state and not diagnostics and spec is None:
@@ -481,7 +481,7 @@ def attention(
             return _traced(q, k, v, key_mask, cu_seqlens, slopes, log_gates, text, is_causal, layout)
         return _outside_graphs(
             q, k, v, is_causal, terms, series, near, block, sinks, slopes, log_gates, scale,
-            key_mask, cu_seqlens, state, return_state, layout, diagnostics, spec,
+            key_mask, cu_seqlens, state, return_state, layout, diagnostics, spec, quiet,
         )
     q, k, v = _autocast(q, k, v) if isinstance(k, Tensor) and isinstance(v, Tensor) else (q, k, v)
     _check_tensors(q, k, v, layout)
@@ -526,7 +526,7 @@ def attention(
     if found is not None:
         if diagnostics:
             _refuse_non_finite(found, q=q, k=k, v=v, log_gates=log_gates)
-        else:
+        elif not quiet:
             warn(found)
     return give(y, state, return_state, found, diagnostics)
 
