@@ -6,6 +6,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _native
 from ._state import State
@@ -128,6 +129,36 @@ def _check_gates(log_gates, q: Tensor, k: Tensor, layout: str) -> Tensor:
 # The compiled half
 
 
+def _quick(q, k, v, layout: str):
+    """q, k and v as the compiled half takes them, if they are plain and nothing is wrong with them.
+
+    What `_check_tensors` looks at, in as few steps as can be: small calls are made of this.
+    """
+    if type(q) not in _PLAIN or type(k) not in _PLAIN or type(v) not in _PLAIN:
+        return None
+    dtype = q.dtype
+    if k.dtype is not dtype or v.dtype is not dtype or dtype not in _CODES:
+        return None
+    if not (q.is_cpu and k.is_cpu and v.is_cpu):
+        if not (q.is_cuda and k.device == q.device == v.device and dtype is not torch.float64):
+            return None
+    try:
+        of_q, of_k, of_v = q.stride(), k.stride(), v.stride()
+    except RuntimeError:
+        return None
+    if not len(of_q) == len(of_k) == len(of_v) == len(layout):
+        return None
+    if of_q[-1] != 1 or of_k[-1] != 1 or of_v[-1] != 1:
+        return None
+    if q.is_neg() or k.is_neg() or v.is_neg():
+        return None
+    return (
+        handed(q.data_ptr(), q.shape, of_q, layout),
+        handed(k.data_ptr(), k.shape, of_k, layout),
+        handed(v.data_ptr(), v.shape, of_v, layout),
+    )
+
+
 def _tensor(x: Tensor, layout: str):
     return handed(x.data_ptr(), x.shape, x.stride(), layout)
 
@@ -140,11 +171,13 @@ def _place(q: Tensor):
 
 
 def _forward(
-    q, k, v, key_mask, packed, slopes, log_gates, spec, is_causal, layout, state, diagnostics
+    q, k, v, key_mask, packed, slopes, log_gates, spec, is_causal, layout, state, diagnostics,
+    quick=None,
 ):
     """Outputs, and what was noticed."""
-    if q.is_neg() or k.is_neg() or v.is_neg():
+    if quick is None:
         q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
+        quick = _tensor(q, layout), _tensor(k, layout), _tensor(v, layout)
     mask = gates = None
     if key_mask is not None:
         if key_mask.shape[-1] > 1 and key_mask.stride(-1) != 1:
@@ -153,13 +186,15 @@ def _forward(
     if log_gates is not None:
         log_gates = log_gates.detach().to(torch.float32).resolve_neg()
         gates = handed_gates(log_gates.data_ptr(), log_gates.shape, log_gates.stride(), layout)
-    y = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    d_value = v.shape[-1]
+    if d_value == q.shape[-1] and q.is_contiguous():
+        y = torch.empty_like(q)
+    else:
+        y = q.new_empty((*q.shape[:-1], d_value))
     found = _native.forward(
         spec,
         _CODES[q.dtype],
-        handed(q.data_ptr(), q.shape, q.stride(), layout),
-        handed(k.data_ptr(), k.shape, k.stride(), layout),
-        handed(v.data_ptr(), v.shape, v.stride(), layout),
+        *quick,
         handed(y.data_ptr(), y.shape, y.stride(), layout),
         is_causal,
         mask,
@@ -388,27 +423,42 @@ def _json(d_key, d_value, terms, series, near, block, sinks, decay, scale):
     return make_spec(d_key, d_value, terms, series, near, block, sinks, decay, scale).to_json()
 
 
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.maybe_current_level
+_tracing = torch._C._get_tracing_state
+
+
+def _is_seen() -> bool:
+    """Whether torch must see the operation: for transforms, modes, forward gradients, tracing."""
+    return (
+        _modes() > 0
+        or _transforms() is not None
+        or forward_ad._current_level >= 0
+        or _tracing() is not None
+    )
+
+
 def _is_watched(q, k, v) -> bool:
-    """Whether torch must see the operation: for transforms, modes, tracing, or other tensors."""
+    """The same, also for the tensors' own sake."""
     return (
         type(q) not in _PLAIN
         or type(k) not in _PLAIN
         or type(v) not in _PLAIN
         or q.device.type == "meta"
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        or _is_seen()
     )
 
 
-def _needs_gradient(*tensors) -> bool:
+def _needs_gradient(q, k, v, slopes, log_gates) -> bool:
     if not torch.is_grad_enabled():
         return False
-    for x in tensors:
-        if x is not None and isinstance(x, Tensor) and x.requires_grad:
-            return True
-    return False
+    return (
+        q.requires_grad
+        or k.requires_grad
+        or v.requires_grad
+        or (isinstance(slopes, Tensor) and slopes.requires_grad)
+        or (log_gates is not None and log_gates.requires_grad)
+    )
 
 
 def _as_slopes(slopes) -> Optional[Tensor]:
@@ -483,14 +533,17 @@ def attention(
             q, k, v, is_causal, terms, series, near, block, sinks, slopes, log_gates, scale,
             key_mask, cu_seqlens, state, return_state, layout, diagnostics, spec, quiet,
         )
-    q, k, v = _autocast(q, k, v) if isinstance(k, Tensor) and isinstance(v, Tensor) else (q, k, v)
-    _check_tensors(q, k, v, layout)
+    if torch._C._is_any_autocast_enabled() and isinstance(k, Tensor) and isinstance(v, Tensor):
+        q, k, v = _autocast(q, k, v)
+    quick = _quick(q, k, v, layout) if layout in LAYOUTS and not _is_seen() else None
+    if quick is None:
+        _check_tensors(q, k, v, layout)
     spec = choose_spec(
         spec, state, q.shape[-1], v.shape[-1], terms, series, near, block, sinks, scale,
         slopes is not None, log_gates is not None,
     )
-    batch, kv_heads, keys = sizes(k.shape, layout)
     if key_mask is not None:
+        batch, _, keys = sizes(k.shape, layout)
         key_mask = _check_mask(key_mask, q, batch, keys)
     if log_gates is not None:
         log_gates = _check_gates(log_gates, q, k, layout)
@@ -501,7 +554,7 @@ def attention(
             "a call with a state has no gradients, but an argument requires them: call it under "
             "torch.no_grad(), or detach q, k and v"
         )
-    if needs_gradient or _is_watched(q, k, v):
+    if needs_gradient or (quick is None and _is_watched(q, k, v)):
         if with_state:
             raise RuntimeError("a call with a state cannot be traced or transformed")
         y = _traced(
@@ -514,14 +567,15 @@ def attention(
                 q, k, v, key_mask, packed_of(cu_seqlens), slopes, log_gates, spec, is_causal, layout
             )
         return y, found
-    packed = packed_of(cu_seqlens)
+    packed = None if cu_seqlens is None else packed_of(cu_seqlens)
     if state is None and return_state:
+        batch, kv_heads, _ = sizes(k.shape, layout)
         sequences = len(packed[0]) - 1 if packed else batch
         device = "emulated" if _emulate else q.device
         state = State(spec, batch=sequences, kv_heads=kv_heads, dtype=q.dtype, device=device)
     y, found = _forward(
-        q, k, v, key_mask, packed, slopes_of(slopes), log_gates, spec, is_causal, layout,
-        None if state is None else state._native, diagnostics,
+        q, k, v, key_mask, packed, None if slopes is None else slopes_of(slopes), log_gates, spec,
+        is_causal, layout, None if state is None else state._native, diagnostics, quick,
     )
     if found is not None:
         if diagnostics:
