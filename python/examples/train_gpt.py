@@ -100,7 +100,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--text", help="a file; the standard library's source where none is named")
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
 
     torch.manual_seed(0)

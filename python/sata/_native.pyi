@@ -21,8 +21,8 @@ class Spec:
     Raises ``ValueError`` or ``TypeError`` naming the argument, where it cannot be.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         d_key: int,
         d_value: int | None = None,
         *,
@@ -33,7 +33,7 @@ class Spec:
         sinks: int = 0,
         decay: Literal["slopes", "gates", "none"] | None = None,
         scale: float | None = None,
-    ) -> None: ...
+    ) -> Spec: ...
     @staticmethod
     def from_json(text: str) -> Spec: ...
     def to_json(self) -> str: ...
@@ -102,9 +102,9 @@ class Diagnostics:
 
 @final
 class State:
-    def __init__(
-        self, spec: Spec, sequences: int, kv_heads: int, is_f64: bool, device: _Place | None
-    ) -> None: ...
+    def __new__(
+        cls, spec: Spec, sequences: int, kv_heads: int, is_f64: bool, device: _Place | None
+    ) -> State: ...
     @staticmethod
     def load(path: str, spec: Spec | None = None) -> State: ...
     @staticmethod
@@ -167,6 +167,18 @@ def backward(
 def softmax(
     dtype: int, q: _Tensor, k: _Tensor, v: _Tensor, out: _Tensor, scale: float, causal: bool
 ) -> None: ...
+def kernel_seconds(
+    spec: Spec,
+    dtype: int,
+    q: _Tensor,
+    k: _Tensor,
+    v: _Tensor,
+    out: _Tensor,
+    causal: bool,
+    rounds: int,
+    calls: int,
+    device: _Place | None,
+) -> float: ...
 def alibi_slopes(heads: int) -> list[float]: ...
 def cuda_device_count() -> int: ...
 def simd_level() -> str: ...

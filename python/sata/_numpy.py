@@ -48,6 +48,9 @@ def check(name: str, x, layout: str, dims: int, dtype) -> None:
 
 def tensor(name: str, x: np.ndarray, layout: str):
     size = x.itemsize
+    flags = x.flags
+    if flags.c_contiguous and flags.aligned and x.size:
+        return handed(x.ctypes.data, x.shape, [s // size for s in x.strides], layout)
     if x.size == 0:
         return handed(0, x.shape, (0,) * x.ndim, layout)
     if x.shape[-1] > 1 and x.strides[-1] != size:
@@ -55,7 +58,7 @@ def tensor(name: str, x: np.ndarray, layout: str):
             f"{name} has shape {x.shape} and strides {x.strides} in bytes, but its last dimension "
             "must be contiguous"
         )
-    if not x.flags.aligned or any(n > 1 and s % size for n, s in zip(x.shape, x.strides)):
+    if not flags.aligned or any(n > 1 and s % size for n, s in zip(x.shape, x.strides)):
         raise ValueError(
             f"{name} has shape {x.shape} and strides {x.strides} in bytes, but its elements must "
             "lie at multiples of their size"
@@ -88,13 +91,14 @@ def attention(
 ):
     dims = check_layout(layout)
     code = code_of("q", q)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check(name, x, layout, dims, q.dtype)
+    check("q", q, layout, dims, q.dtype)
+    check("k", k, layout, dims, q.dtype)
+    check("v", v, layout, dims, q.dtype)
     spec = choose_spec(
         spec, state, q.shape[-1], v.shape[-1], terms, series, near, block, sinks, scale,
         slopes is not None, log_gates is not None,
     )
-    packed = packed_of(cu_seqlens)
+    packed = None if cu_seqlens is None else packed_of(cu_seqlens)
     batch, kv_heads, keys = sizes(k.shape, layout)
     mask = gates = None
     if key_mask is not None:
@@ -122,7 +126,7 @@ def attention(
         is_causal,
         mask,
         packed,
-        slopes_of(slopes),
+        None if slopes is None else slopes_of(slopes),
         gates,
         None if state is None else state._native,
         diagnostics,

@@ -643,3 +643,70 @@ pub fn softmax(
         })
     })
 }
+
+/// Seconds that a forward call takes by itself, without Python and without gradients: the least mean
+/// of `rounds` rounds of `calls` calls. On a GPU a round ends when the device has done its work.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub fn kernel_seconds(
+    py: Python<'_>,
+    spec: &Bound<'_, Spec>,
+    dtype: u8,
+    q: Handed,
+    k: Handed,
+    v: Handed,
+    out: Handed,
+    causal: bool,
+    rounds: usize,
+    calls: usize,
+    device: Option<(usize, usize)>,
+) -> PyResult<f64> {
+    let spec = &spec.get().inner;
+    let dtype = Dtype::of(dtype)?;
+    let arguments = Arguments::new(q, k, v, causal, None, None, None, None)?;
+    let out = Raw::new("out", out)?;
+    py.detach(|| {
+        let plan = spec.plan()?;
+        let arguments = &arguments;
+        let once = || {
+            // SAFETY: as in `forward`.
+            unsafe {
+                match (device, dtype) {
+                    (None, Dtype::F32) => run::<f32>(&plan, arguments, out, None, false).map(drop),
+                    (None, Dtype::F64) => run::<f64>(&plan, arguments, out, None, false).map(drop),
+                    (None, Dtype::F16) => run::<f16>(&plan, arguments, out, None, false).map(drop),
+                    (None, Dtype::BF16) => {
+                        run::<bf16>(&plan, arguments, out, None, false).map(drop)
+                    }
+                    (Some(place), Dtype::F32) => {
+                        run_on_device::<f32>(spec, place, arguments, out, None, false).map(drop)
+                    }
+                    (Some(place), Dtype::F16) => {
+                        run_on_device::<f16>(spec, place, arguments, out, None, false).map(drop)
+                    }
+                    (Some(place), Dtype::BF16) => {
+                        run_on_device::<bf16>(spec, place, arguments, out, None, false).map(drop)
+                    }
+                    (Some(_), Dtype::F64) => Err(no_f64()),
+                }
+            }
+        };
+        let on_device = device.map(crate::cuda::device).transpose()?;
+        let wait = || match &on_device {
+            Some(device) => device.synchronize().map_err(errors::of_device),
+            None => Ok(()),
+        };
+        once()?;
+        wait()?;
+        let mut least = f64::INFINITY;
+        for _ in 0..rounds {
+            let start = std::time::Instant::now();
+            for _ in 0..calls {
+                once()?;
+            }
+            wait()?;
+            least = least.min(start.elapsed().as_secs_f64() / calls.max(1) as f64);
+        }
+        Ok(least)
+    })
+}

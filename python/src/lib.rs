@@ -58,6 +58,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(call::forward, module)?)?;
     module.add_function(wrap_pyfunction!(call::backward, module)?)?;
     module.add_function(wrap_pyfunction!(call::softmax, module)?)?;
+    module.add_function(wrap_pyfunction!(call::kernel_seconds, module)?)?;
     module.add_function(wrap_pyfunction!(alibi_slopes, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_device_count, module)?)?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;

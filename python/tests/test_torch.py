@@ -256,9 +256,36 @@ def test_opcheck(device, on_cpu):
     )
 
 
+def test_the_operation_itself_passes_gradcheck(on_cpu):
+    """What graphs are made of: without a graph gradients go another way."""
+    from sata import _torch
+
+    if not on_cpu:
+        pytest.skip("GPUs take no float64")
+    q, k, v = (
+        x.requires_grad_()
+        for x in qkv(batch=1, heads=2, kv_heads=1, tokens=7, d=3, d_value=2, dtype=torch.float64)
+    )
+    slopes = torch.tensor([0.2], dtype=torch.float64, requires_grad=True)
+    spec = sata.Spec(3, 2, terms=3, near=1, block=2, decay="slopes").to_json()
+
+    def f(q, k, v, slopes):
+        return _torch.attention_op(q, k, v, None, None, None, slopes, None, spec, True, "bhtd")
+
+    assert torch.autograd.gradcheck(f, [q, k, v, slopes])
+
+
 def test_double_backward_is_refused(device):
     q, k, v = (x.requires_grad_() for x in qkv(device=device))
     y = sata.attention(q, k, v, is_causal=True, terms=3)
+    (dq,) = torch.autograd.grad(y.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        dq.sum().backward()
+    # And in the operation itself.
+    spec = sata.Spec(8, terms=3).to_json()
+    from sata import _torch
+
+    y = _torch.attention_op(q, k, v, None, None, None, None, None, spec, True, "bhtd")
     (dq,) = torch.autograd.grad(y.sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward"):
         dq.sum().backward()
