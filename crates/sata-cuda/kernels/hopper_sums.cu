@@ -42,8 +42,8 @@ static_assert(NB != 1 || REST_ITEMS <= 1, "all features of 8 elements fit one it
 
 constexpr int GRID = (ITEMS + WARPGROUPS - 1) / WARPGROUPS;  // blocks of threads for a chunk
 
-// Whether the matrix unit goes on from one token tile to the next.
-constexpr bool CONTINUOUS = TILES * NA <= 64;
+// Whether accumulators leave registers for what tiles are made of.
+constexpr bool FEW = TILES * NA <= 64;
 
 // What a thread keeps of what precedes a chunk, 16 bytes at a time, each beside the other threads'.
 constexpr int KEPT = TILES * NA / 4;
@@ -72,12 +72,6 @@ struct Stream {
     DEV_MEMBER u32 acquire() {
         barrier_wait(bars + 8 * stage, phase);
         return base + stage * STAGE_BYTES;
-    }
-    DEV_MEMBER u32 acquire_second() {
-        const bool wraps = stage + 1 == STAGES;
-        const int second = wraps ? 0 : stage + 1;
-        barrier_wait(bars + 8 * second, wraps ? phase ^ 1 : phase);
-        return base + second * STAGE_BYTES;
     }
     DEV_MEMBER void release() {
         group_arrive(bars + 8 * (STAGES + stage));
@@ -214,9 +208,7 @@ struct Output {
         return 0;
     }
 };
-// Streams a part's tiles: `load(at, slab)` loads what `make(at, slab, first tile)` makes steps of. The matrix unit goes on
-// from one tile to the next, whose first steps are made while it works on the last ones, and stops only between chunks,
-// where registers are enough for that.
+// Streams a part's tiles: `load(at, slab)` loads what `make(at, slab, first tile)` makes steps of.
 template <int G, class Load, class Make, class Where> DEV void stream_part(Stream& stream, Output& out, Load load, Make make, Where where) {
     float acc[TILES][NA];
     clear(acc);
@@ -224,35 +216,20 @@ template <int G, class Load, class Make, class Where> DEV void stream_part(Strea
     int left = out.p.items[parts[threadIdx.x >> 7].item].y;
 #pragma unroll 1
     do {
-        u32 at = stream.acquire();
+        const u32 at = stream.acquire();
         load(at, 0);
         Steps<G> steps = make(at, 0, 0);
-        bool behind = false;  // whether the stage before is still held
-#pragma unroll 1
-        for (;;) {
-            u32 after = at;
 #pragma unroll
-            for (int slab = 0; slab < 4; slab++) {
-                multiply_all<0>(acc, steps, values_descriptor(at, slab), [&](int first) {
-                    if (first < TILES) return make(at, slab, first);
-                    if (slab < 3) {
-                        load(at, slab + 1);
-                        return make(at, slab + 1, 0);
-                    }
-                    if (!CONTINUOUS || left == 1) return steps;
-                    after = stream.acquire_second();
-                    load(after, 0);
-                    return make(after, 0, 0);
-                });
-                if (CONTINUOUS && slab == 0 && behind) stream.release();
-            }
-            if (!CONTINUOUS || --left == 0) break;
-            behind = true;
-            at = after;
-        }
+        for (int slab = 0; slab < 4; slab++)
+            multiply_all<0>(acc, steps, values_descriptor(at, slab), [&](int first) {
+                if (first < TILES) return make(at, slab, first);
+                if (slab == 3) return steps;
+                load(at, slab + 1);
+                return make(at, slab + 1, 0);
+            });
         mma_wait<0>();
         stream.release();
-        if (CONTINUOUS || --left == 0) {
+        if (--left == 0) {
             settle(acc);
             left = out.end(acc, where);
         }
@@ -359,7 +336,7 @@ template <bool MIXED> DEV void rest_item(Stream& stream, int first, Output& out)
         for (int h = 0; h < (MIXED ? 2 : 1); h++) {
             const Rest rest = rest_of(first + 8 * t + 2 * warp + h);
             rows[t][h] = rest.prefix | rest.last << 16 | rest.stride >> 5;
-            if (!CONTINUOUS && lane == 0) mine[t][h] = rows[t][h];
+            if (!FEW && lane == 0) mine[t][h] = rows[t][h];
         }
     __syncwarp();
     stream_part<1>(
@@ -367,12 +344,12 @@ template <bool MIXED> DEV void rest_item(Stream& stream, int first, Output& out)
         [&](u32 at, int slab, int t) {
             const u32 keys = at + slab * SLAB_BYTES + (lane & 3) * 8, row = (lane >> 2) * 32;
             auto last_of = [&](u32 w) { return load_pair(keys + (w >> 16) + (w & 1) * row); };
-            const u32 low = CONTINUOUS ? rows[t][0] : mine[t][0];
+            const u32 low = FEW ? rows[t][0] : mine[t][0];
             const uint2 last = last_of(low);
             Steps<1> steps;
             steps.low[0] = mul(load_pair(keys + (low & 0xffe0)), last);
             if constexpr (MIXED) {
-                const u32 high = CONTINUOUS ? rows[t][1] : mine[t][1];
+                const u32 high = FEW ? rows[t][1] : mine[t][1];
                 steps.high[0] = mul(load_pair(keys + (high & 0xffe0)), last_of(high));
             } else {
                 steps.high[0] = mul(load_pair(keys + (low & 0xffe0) + 32), last);

@@ -139,7 +139,8 @@ impl Device {
     /// kernel, [`Error::Unsupported`] when the device is too old for it.
     pub fn kernel(&self, unit: &Unit, name: &'static str) -> Result<Kernel, Error> {
         let (major, minor) = self.properties().capability;
-        if major * 10 + minor < unit.least_arch() || (unit.is_matrix() && major != 9) {
+        let fits = major * 10 + minor >= unit.least_arch() && (!unit.is_matrix() || major == 9);
+        if !fits && !self.is_emulated() {
             let arch = self.properties().arch();
             return Err(Error::Unsupported { what: format!("{} for {arch}", unit.file()) });
         }

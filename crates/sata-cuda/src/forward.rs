@@ -6,6 +6,7 @@ use crate::call::Shape;
 use crate::generic::{self, Tally};
 use crate::hopper;
 use crate::problem::{Fading, Past, Problem, Stretch};
+use crate::stream;
 use crate::units::Units;
 use crate::{Buffer, Call, Element, Error, Plan, State, SumsType, ViewMut};
 
@@ -110,7 +111,9 @@ impl Plan {
         };
         let tally = Buffer::zeroed(self.device(), 1)?;
         let pending = pending(&problem, shape, strict, tally);
-        if self.wish().matrix && hopper::serves(&problem) {
+        if self.wish().matrix && stream::serves(&problem, self.wish()) {
+            stream::run(self, &problem, self.wish(), &pending.tally)?;
+        } else if self.wish().matrix && hopper::serves(&problem) {
             hopper::run(self, &problem, self.wish(), &pending.tally)?;
         } else {
             generic::run(self, &problem, self.wish(), &pending.tally)?;

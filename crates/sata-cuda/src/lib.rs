@@ -35,6 +35,7 @@ mod plan;
 mod problem;
 mod source;
 mod state;
+mod stream;
 mod units;
 mod view;
 mod window;

@@ -23,8 +23,13 @@ const HEADERS: &[(&str, &str)] = headers![
     "hopper.cuh",
     "hopper_emulated.cuh",
     "hopper_mma.cuh",
+    "mma.cuh",
+    "matrix_backward.cuh",
     "prelude.cuh",
     "series.cuh",
+    "stream.cuh",
+    "stream_backward.cuh",
+    "stream_backward_fetch.cuh",
 ];
 
 /// A kernel file with its defines: what is compiled, loaded and cached as one.

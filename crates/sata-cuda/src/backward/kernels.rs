@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    fn define(&self, unit: Unit) -> Unit {
+    pub fn define(&self, unit: Unit) -> Unit {
         unit.define("NUMBER", self.element)
             .define("D_KEY", self.d_key)
             .define("D_VALUE", self.d_value)

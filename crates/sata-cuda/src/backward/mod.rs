@@ -3,9 +3,12 @@
 mod features;
 mod gradients;
 mod kernels;
+mod matrix;
+mod matrix_sums;
 mod params;
 mod stages;
 mod state;
+mod stream;
 mod sweep;
 mod table;
 
@@ -21,7 +24,7 @@ use crate::{Buffer, Call, Element, Error, Plan, RawView, View};
 use features::Features;
 use kernels::{Kernels, Kind};
 use params::{Params, RawTokens};
-use stages::Generic;
+use stages::{Generic, Stages};
 use sweep::{Sizes, Sweep};
 use table::{Cut, Row, Table};
 
@@ -52,7 +55,9 @@ impl Plan {
     /// Nothing of the forward call is needed but its arguments: weights and features are made again,
     /// and nothing of the size of tokens × features is stored. A state is the one that the call
     /// *began* with ([`State::fork`](crate::State::fork) keeps it), and stays as it is. `strict` is of
-    /// the forward call alone. All is f32 within, whatever the tensors are, and the same at every run.
+    /// the forward call alone. All is f32 within, but that kernels for bf16 heads of 8 or 16 elements round
+    /// features and sums to bf16 where they multiply them
+    /// ([`Plan::without_matrix_units`] keeps to f32); and the same at every run.
     ///
     /// The work is in the order of the device's stream; nothing waits for it, but that a call with a
     /// state asks the device how far that has come first.
@@ -142,8 +147,11 @@ fn check(problem: &Problem<'_>, state: Option<&StateGradient>) -> Result<(), Err
 
 /// Computes the gradients of a call that has been checked.
 fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Result<(), Error> {
+    check(problem, wanted.state.as_deref())?;
+    if plan.wish().matrix && stream::serves(problem, &wanted) {
+        return stream::run(plan, problem, &wanted);
+    }
     let mut state = wanted.state.take();
-    check(problem, state.as_deref())?;
     let (device, spec) = (problem.device, problem.spec);
     let features = plan.once("backward", || Features::new(device, spec, &*plan.basis()?))?;
     let kind = Kind::new(spec, problem.element, problem.causal);
@@ -151,7 +159,19 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
     let keep = state.is_some();
     let rows: Vec<Row> = problem.sequences.iter().enumerate().map(row(problem)).collect();
     let longest = rows.iter().map(Row::total).max().unwrap_or(0);
-    let chunk = choose_chunk(plan, problem, features.count, longest, keep);
+    let unit_kernels = match matrix::serves(plan, problem, &wanted, &kind) {
+        true => Some(plan.once(format!("{kind:?}"), || matrix::Kernels::new(device, &kind))?),
+        false => None,
+    };
+    let direct = unit_kernels.as_ref().and_then(|_| matrix::chunk(&kind, features.count, longest));
+    let sums = match &unit_kernels {
+        Some(_) => matrix_sums::choose(plan, problem, &kind, longest, keep)?,
+        None => None,
+    };
+    let chunk = match &sums {
+        Some((_, chunk)) => *chunk,
+        None => choose_chunk(plan, problem, features.count, longest, keep, direct),
+    };
     let table = Table::new(spec, Cut { causal: problem.causal, chunk, keep }, rows)?;
     let sequences = Buffer::from_slice(device, &table.raw())?;
     let folds = Buffer::from_slice(device, &table.folds)?;
@@ -192,6 +212,8 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
         d_value: spec.d_value(),
         multiprocessors,
     };
+    let matrix = unit_kernels.as_deref().map(|kernels| matrix::Matrix { generic: stages, kernels });
+    let pairs: &dyn Stages = matrix.as_ref().map_or(&stages, |matrix| matrix);
     let sizes = Sizes {
         d_key: spec.d_key(),
         d_value: spec.d_value(),
@@ -209,7 +231,18 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
     let tiles = (longest + 1).div_ceil(256);
     let weights = Params { far_tokens: tiles as i64, ..params };
     stages.each_unit(&kernels.weights, units * tiles, 256, &weights)?;
-    Sweep::new(device, &stages, &table, sizes, params)?.run()?;
+    let pass = match (&matrix, &sums) {
+        (Some(matrix), Some((sums, _))) => {
+            let pass =
+                matrix_sums::Pass { plan, matrix, sums, kind: &kind, table: &table, sizes: &sizes };
+            pass.units().map(|at_once| (pass, at_once))
+        }
+        _ => None,
+    };
+    match pass {
+        Some((pass, at_once)) => pass.run(at_once, params)?,
+        None => Sweep::new(device, pairs, &table, sizes, params)?.run()?,
+    }
     if fades && (wanted.d_log_gates.is_some() || wanted.d_slopes.is_some() || keep) {
         stages.each_unit(&kernels.logs, units, 256, &params)?;
     }
@@ -337,13 +370,15 @@ fn params(problem: &Problem<'_>, features: &Features, wanted: &Wanted<'_>) -> Pa
     }
 }
 
-/// Tokens of a chunk, by what weighing pairs, going through features and moving sums cost.
+/// Tokens of a chunk, by what weighing pairs, going through features and moving sums cost; `direct`
+/// where other kernels weigh pairs, and do that for all of them at least as fast.
 fn choose_chunk(
     plan: &Plan,
     problem: &Problem<'_>,
     features: usize,
     longest: usize,
     keep: bool,
+    direct: Option<usize>,
 ) -> usize {
     let (d_key, d_value) = (problem.spec.d_key() as f64, problem.spec.d_value() as f64);
     let features = features as f64;
@@ -352,7 +387,10 @@ fn choose_chunk(
     let token = features * (5.0 * d_value + 24.0);
     let is_direct = match plan.wish().form {
         Some(form) => form == Form::Direct,
-        None => plan.wish().chunk.is_none() && longest as f64 <= 2.0 * token / pair,
+        None => {
+            plan.wish().chunk.is_none()
+                && (direct.is_some() || longest as f64 <= 2.0 * token / pair)
+        }
     };
     if is_direct && problem.past.is_none() && !keep {
         return longest.max(1);

@@ -61,7 +61,7 @@ pub(crate) trait Stages {
 }
 
 /// The steps by kernels for every device, type and feature.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Generic<'k> {
     pub kernels: &'k Kernels,
     pub features: usize,

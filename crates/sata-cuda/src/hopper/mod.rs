@@ -9,6 +9,7 @@
 //! Sums are f32; features and what queries read are bf16, as inputs and outputs are.
 
 mod params;
+pub(crate) mod prefix;
 mod program;
 mod schedule;
 mod units;

@@ -1,0 +1,266 @@
+//! The forward pass of small heads, bf16, on matrix units of `sm_80` and later: a sequence, or a
+//! segment of it, is walked over once, with the sums in registers all the way.
+//!
+//! 1. Where a sequence is cut into segments: their sums (`stream_sums.cu`), and a scan over them.
+//! 2. Each segment: queries read the sums before their chunk, keys since are weighed one by one,
+//!    the chunk's keys are added (`stream_read.cu`).
+//!
+//! Sums are f32; features and what queries read are bf16, as inputs and outputs are.
+
+mod params;
+mod program;
+mod schedule;
+mod units;
+
+use std::sync::Arc;
+
+use sata::{Form, Near};
+
+use crate::generic::{Tally, Wish};
+use crate::problem::Problem;
+use crate::units::Units;
+use crate::window::{Windows, address, sequences};
+use crate::{Buffer, Device, Error, Kernel, Launch, Plan, RawView};
+use params::{Chains, Stream};
+use program::{Program, multiplicities};
+use schedule::Schedule;
+use units::Shape;
+
+const MOST_ORDER: usize = 4;
+/// The longest sequence.
+const MOST_TOKENS: usize = 1 << 30;
+/// Sequences, and key/value heads, at most.
+const MOST_BLOCKS: usize = 65_535;
+/// Keys from which on blocks that are near are left to other kernels: they would be read for every
+/// chunk.
+const MOST_NEAR: usize = 1024;
+const SCAN_THREADS: usize = 256;
+/// Bytes that are kept between launches at most, unless one head needs more.
+const WORK_BYTES: usize = 1 << 30;
+
+/// Whether these kernels compute a problem.
+pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
+    let spec = problem.spec;
+    let (d_key, d_value) = (spec.d_key(), spec.d_value());
+    let aligned = |x: &RawView, by: i64| {
+        x.address.is_multiple_of(2 * by as u64)
+            && [x.batch, x.head, x.token].iter().all(|stride| stride % by == 0)
+    };
+    let near = match spec.near() {
+        Near::None => true,
+        Near::Blocks(n) => {
+            spec.block().is_multiple_of(16) && (n + 1).saturating_mul(spec.block()) <= MOST_NEAR
+        }
+    };
+    problem.device.properties().capability >= (8, 0)
+        && problem.element == "bf16"
+        && problem.causal
+        && problem.past.is_none()
+        && problem.mask.is_none()
+        && spec.sinks() == 0
+        && [8, 16].contains(&d_key)
+        && d_value % 8 == 0
+        && d_value <= 2 * d_key
+        && spec.coefficients().is_some()
+        && spec.orders().iter().all(|&order| order <= MOST_ORDER)
+        && near
+        && aligned(&problem.q, 8)
+        && aligned(&problem.k, 8)
+        && aligned(&problem.v, 8)
+        && aligned(&problem.y, 2)
+        && wish.form != Some(Form::Direct)
+        && problem.sequences.iter().all(|s| s.queries < MOST_TOKENS)
+        && problem.sequences.len() <= MOST_BLOCKS
+        && problem.kv_heads <= MOST_BLOCKS
+}
+
+fn shape(problem: &Problem<'_>) -> Shape {
+    let spec = problem.spec;
+    Shape {
+        d_key: spec.d_key(),
+        d_value: spec.d_value(),
+        terms: spec.terms(),
+        fades: problem.fades(),
+        near: problem.near() >= 0,
+        program: Program::new(spec.d_key(), &spec.orders()),
+        takes: false,
+        gives: false,
+    }
+}
+
+/// Tables of a plan.
+#[derive(Debug)]
+struct Tables {
+    parts: Vec<Part>,
+    /// a_p · scale^p by order.
+    a: [f32; 8],
+}
+
+/// The features of one launch.
+#[derive(Debug)]
+struct Part {
+    shape: Shape,
+    coefficients: Buffer<f32>,
+    sums: Kernel,
+    scan: Kernel,
+    read: Kernel,
+}
+
+impl Tables {
+    fn new(plan: &Plan, units: &Units, problem: &Problem<'_>) -> Result<Self, Error> {
+        let spec = plan.spec();
+        let coefficients = spec.coefficients().unwrap_or_default();
+        let factor = |(p, a): (usize, &f64)| a * spec.scale().powi(p as i32);
+        let factors: Vec<f64> = coefficients.iter().enumerate().map(factor).collect();
+        let mut left = multiplicities(&*plan.basis()?);
+        let part = |shape: Shape| {
+            let table = shape.program.coefficients(&mut left, &factors);
+            Ok(Part {
+                coefficients: Buffer::from_slice(plan.device(), &table)?,
+                sums: units.kernel("stream_sums", &shape.sums())?,
+                scan: units.kernel("stream_scan", &shape.sums())?,
+                read: units.kernel("stream_read", &shape.read())?,
+                shape,
+            })
+        };
+        let parts = shape(problem).parts().into_iter().map(part).collect::<Result<_, Error>>()?;
+        let mut a = [0.0; 8];
+        for (to, &from) in a.iter_mut().zip(&factors) {
+            *to = from as f32;
+        }
+        Ok(Tables { parts, a })
+    }
+}
+
+/// Computes a problem; what it finds in denominators is added to `tally`.
+pub(crate) fn run(
+    plan: &Plan,
+    problem: &Problem<'_>,
+    wish: Wish,
+    tally: &Buffer<Tally>,
+) -> Result<(), Error> {
+    let (device, spec) = (problem.device, problem.spec);
+    let units = plan.once("units", || Ok(Units::new(plan.device())))?;
+    let tables = plan.once("stream", || Tables::new(plan, &units, problem))?;
+    let host = sequences(problem);
+    let shape = &tables.parts[0].shape;
+    let registers = tables.parts[0].read.properties().registers;
+    let gpu = device.properties();
+    let residents = shape.residents(registers, gpu.shared_per_block as usize);
+    let residents = residents * gpu.multiprocessors as usize;
+    let schedule = Schedule::new(problem, shape, &host, wish.chunk, residents);
+    if schedule.segments.is_empty() {
+        return Ok(());
+    }
+    let rows: usize = host.iter().map(|s| s.queries as usize).sum();
+    let windows = match problem.fades() {
+        true => Some(Windows::lean(&units, problem, host, false)?),
+        false => None,
+    };
+    let work = Work {
+        schedule: &schedule,
+        sequences: units.table(&schedule.sequences)?,
+        segments: units.table(&schedule.segments)?,
+        summed: units.table(&schedule.summed)?,
+        chains: units.table(&schedule.chains)?,
+        ends: units.table(&schedule.ends)?,
+    };
+    let p = Stream {
+        q: problem.q,
+        k: problem.k,
+        v: problem.v,
+        y: problem.y,
+        g: windows.as_ref().map_or(0, |windows| address(windows.g.as_ref())),
+        sequences: work.sequences.address(),
+        segments: 0,
+        sums: 0,
+        coefficients: 0,
+        partial: 0,
+        tally: tally.address(),
+        works: windows.as_ref().map_or(0, |windows| windows.works) as i64,
+        rows: rows as i64,
+        most_queries: problem.sequences.iter().map(|s| s.queries).max().unwrap_or(0) as i64,
+        segment_count: 0,
+        kv_heads: problem.kv_heads as i32,
+        group: problem.group as i32,
+        block: spec.block() as i32,
+        near: problem.near() as i32,
+        first_head: 0,
+        heads: 0,
+        exp2_scale: (spec.scale() * std::f64::consts::LOG2_E) as f32,
+        a: tables.a,
+    };
+    // Heads at once, by what is kept between launches.
+    let columns = shape.columns();
+    let partial = if tables.parts.len() > 1 { problem.group * rows * columns } else { 0 };
+    let most = wish.work_bytes.unwrap_or(WORK_BYTES);
+    let at_once = (most / (4 * partial).max(1)).clamp(1, problem.kv_heads);
+    for first in (0..problem.kv_heads).step_by(at_once) {
+        let heads = at_once.min(problem.kv_heads - first);
+        let partial = Buffer::<f32>::uninit(device, heads * partial)?;
+        let p = Stream {
+            partial: partial.address(),
+            first_head: first as i32,
+            heads: heads as i32,
+            ..p
+        };
+        for part in &tables.parts {
+            work.part(device, part, p)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the launches of one call share.
+struct Work<'w> {
+    schedule: &'w Schedule,
+    sequences: Arc<Buffer<params::Sequence>>,
+    segments: Arc<Buffer<params::Segment>>,
+    summed: Arc<Buffer<params::Segment>>,
+    chains: Arc<Buffer<params::Chain>>,
+    ends: Arc<Buffer<i32>>,
+}
+
+impl Work<'_> {
+    /// The features of one part, for the heads that `p` names.
+    fn part(&self, device: &Device, part: &Part, p: Stream) -> Result<(), Error> {
+        let (shape, schedule, heads) = (&part.shape, self.schedule, p.heads as usize);
+        let sums = schedule.ends.len() * heads * shape.elements();
+        let sums = Buffer::<f32>::uninit(device, sums)?;
+        let p = Stream { sums: sums.address(), coefficients: part.coefficients.address(), ..p };
+        let over = |segments: &Buffer<params::Segment>| Stream {
+            segments: segments.address(),
+            segment_count: segments.len() as i32,
+            ..p
+        };
+        let launch = |segments: &Buffer<params::Segment>| {
+            let blocks = (segments.len() * heads).div_ceil(shape.units());
+            self::launch([blocks, 1, 1], shape.threads(), shape.shared())
+        };
+        if !self.summed.is_empty() {
+            // SAFETY: `Stream` is the kernel's own (its size is checked); sums have a place for each
+            // slot and head; keys, values and what is known of tokens are the checked call's.
+            unsafe { part.sums.launch_on(device, launch(&self.summed), &over(&self.summed)) }?;
+            let scan = Chains {
+                sums: p.sums,
+                g: p.g,
+                sequences: p.sequences,
+                chains: self.chains.address(),
+                ends: self.ends.address(),
+                works: p.works,
+                first_head: p.first_head,
+                heads: p.heads,
+            };
+            let grid = [shape.elements().div_ceil(SCAN_THREADS), heads, schedule.chains.len()];
+            // SAFETY: as above, with `Chains`.
+            unsafe { part.scan.launch_on(device, self::launch(grid, SCAN_THREADS, 0), &scan) }?;
+        }
+        // SAFETY: as above; q and y are the checked call's, and between launches there is a place
+        // for each row of the heads.
+        unsafe { part.read.launch_on(device, launch(&self.segments), &over(&self.segments)) }
+    }
+}
+
+fn launch(grid: [usize; 3], threads: usize, shared: usize) -> Launch {
+    Launch { grid: grid.map(|n| n as u32), block: [threads as u32, 1, 1], shared: shared as u32 }
+}

@@ -1,0 +1,156 @@
+//! The units of the streaming kernels and the sizes they are specialised by.
+
+use super::params::{Chains, Stream};
+use super::program::Program;
+use crate::{Unit, unit};
+
+/// What the kernels of one spec are made for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Shape {
+    pub d_key: usize,
+    pub d_value: usize,
+    /// P.
+    pub terms: usize,
+    /// Whether weights decay.
+    pub fades: bool,
+    /// Whether some are exact.
+    pub near: bool,
+    /// The features, or a part of them.
+    pub program: Program,
+    /// Whether other parts' numerators and denominators are added, and whether these are given on.
+    pub takes: bool,
+    pub gives: bool,
+}
+
+/// Accumulators of a thread that hold sums, at most: the other registers are for queries.
+const MOST_SUMS: usize = 104;
+/// Warps where one to four do not hold all sums.
+const MOST_WARPS: usize = 8;
+
+impl Shape {
+    /// Columns of sums, in tiles of 8: a value, a one, zeros.
+    fn column_tiles(&self) -> usize {
+        self.d_value / 8 + 1
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        8 * self.column_tiles()
+    }
+
+    /// Warps of a unit: as few as hold its sums.
+    pub(super) fn warps(&self) -> usize {
+        let fits = |warps: usize| {
+            self.program.tiles().div_ceil(warps) * self.column_tiles() * 4 <= MOST_SUMS
+        };
+        // All parts have the same.
+        let few: &[usize] = if self.takes || self.gives { &[] } else { &[1, 2, 4] };
+        few.iter().copied().find(|&warps| fits(warps)).unwrap_or(MOST_WARPS)
+    }
+
+    /// The shapes of as many launches as it takes for registers to hold the sums.
+    pub(super) fn parts(&self) -> Vec<Shape> {
+        let tiles = MOST_SUMS / (4 * self.column_tiles());
+        let programs = self.program.parts(MOST_WARPS * tiles);
+        let last = programs.len() - 1;
+        let part = |(i, program)| Shape { program, takes: i > 0, gives: i < last, ..self.clone() };
+        programs.into_iter().enumerate().map(part).collect()
+    }
+
+    /// Warps that share queries.
+    fn split(&self) -> usize {
+        if self.warps() == MOST_WARPS { 2 } else { 1 }
+    }
+
+    /// Tiles of 16 queries that a warp reads at once.
+    fn row_tiles(&self) -> usize {
+        if self.warps() > 8 { 1 } else { 2 }
+    }
+
+    /// Tokens of a chunk.
+    pub(super) fn chunk(&self) -> usize {
+        16 * self.row_tiles() * self.warps() / self.split()
+    }
+
+    /// Units of a block of threads.
+    pub(super) fn units(&self) -> usize {
+        1
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        32 * self.warps() * self.units()
+    }
+
+    /// Blocks of threads that a multiprocessor runs at once at least: so many that registers hold all.
+    fn least_residents(&self) -> usize {
+        match self.warps() {
+            1 => 12,
+            warps => (8 / warps).max(1),
+        }
+    }
+
+    /// Units that a multiprocessor runs at once, when a thread has so many registers (of 65,536, a
+    /// quarter per scheduler) and there are so many bytes of shared memory.
+    pub(super) fn residents(&self, registers: u32, shared: usize) -> usize {
+        let registers = (registers as usize).next_multiple_of(8).max(32);
+        let warps = 4 * (16_384 / (32 * registers));
+        let by_shared = shared / (self.shared() + 1024);
+        self.units() * (warps * 32 / self.threads()).min(by_shared).max(1)
+    }
+
+    /// Numbers in one set of sums.
+    pub(super) fn elements(&self) -> usize {
+        self.program.features() * self.columns()
+    }
+
+    /// Bytes of shared memory of a unit, as `stream.cuh` lays it out.
+    fn unit_bytes(&self) -> usize {
+        let (chunk, tiles) = (self.chunk(), self.column_tiles());
+        let key = if self.d_key == 8 { 16 } else { 2 * self.d_key + 16 };
+        let column = (tiles | 1) * 16;
+        let g = usize::from(self.fades);
+        let stage = chunk * (2 * key + column + 16 * g);
+        let exchange = if self.split() > 1 {
+            self.warps() / self.split() * self.row_tiles() * 32 * (tiles * 16 + 16)
+        } else {
+            0
+        };
+        2 * stage
+            + chunk * self.d_key * 4
+            + g * chunk * 12
+            + self.program.features() * column
+            + exchange
+            + 64
+    }
+
+    /// Bytes of shared memory of a block of threads: its units', and coefficients.
+    pub(super) fn shared(&self) -> usize {
+        self.units() * self.unit_bytes() + self.program.features() * 4
+    }
+
+    fn unit(&self, unit: Unit) -> Unit {
+        unit.define("D_KEY", self.d_key)
+            .define("D_VALUE", self.d_value)
+            .define("TERMS", self.terms)
+            .define("FEATURE_TILES", self.program.tiles())
+            .define("HALVES", self.program.define())
+            .define("WARPS", self.warps())
+            .define("ROW_TILES", self.row_tiles())
+            .define("SPLIT", self.split())
+            .define("UNITS", self.units())
+            .define("RESIDENTS", self.least_residents())
+            .define("HAS_G", u8::from(self.fades))
+            .define("HAS_NEAR", u8::from(self.near))
+            .define("TAKES", u8::from(self.takes))
+            .define("GIVES", u8::from(self.gives))
+            .define("UNIT_BYTES", self.unit_bytes())
+            .size_of::<Stream>("STREAM_BYTES")
+    }
+
+    pub(super) fn sums(&self) -> Unit {
+        self.unit(unit!("stream_sums.cu")).size_of::<Chains>("CHAINS_BYTES").hot()
+    }
+
+    pub(super) fn read(&self) -> Unit {
+        self.unit(unit!("stream_read.cu")).hot()
+    }
+}

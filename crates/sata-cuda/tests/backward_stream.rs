@@ -1,0 +1,152 @@
+//! The backward kernels for small heads of bf16, which walk with their sums, against the oracle's
+//! gradients of the rounded numbers.
+
+#[path = "../../sata/tests/common/mod.rs"]
+mod common;
+mod gpu;
+mod gradients;
+
+use common::calls::spec;
+use common::check::describe;
+use common::gradients::{rms, truth};
+use common::{Fade, Inputs, Sizes, f64s, normal, rng};
+use gpu::device;
+use gradients::{bits, gradients};
+use half::bf16;
+use rand::rngs::StdRng;
+use sata::{Decay, Near, Series};
+use sata_cuda::Plan;
+
+/// What bf16 features, sums and gradients leave of dq, dk and dv, and of gradients by gates, which are
+/// sums that nearly cancel. Slopes' are sums of those times places.
+const ALLOWED: [f64; 5] = [8e-3, 8e-3, 8e-3, 3e-2, 3e-2];
+const OF_SLOPES: f64 = 5e-4;
+
+struct Case {
+    series: Series,
+    terms: usize,
+    near: Near,
+    block: usize,
+    decay: Decay,
+    sizes: Sizes,
+    /// Tokens between cuts.
+    chunk: usize,
+}
+
+fn case(tokens: usize, dims: [usize; 2]) -> Case {
+    let sizes = Sizes { kv_heads: 2, ..Sizes::self_attention(tokens, dims[0], dims[1]) };
+    Case {
+        series: Series::Taylor,
+        terms: 4,
+        near: Near::None,
+        block: 64,
+        decay: Decay::None,
+        sizes,
+        chunk: 1 << 20,
+    }
+}
+
+fn check(rng: &mut StdRng, case: &Case) {
+    let Case { sizes, .. } = *case;
+    let inputs = Inputs::<f32>::new(rng, sizes).gain(0.5).to::<bf16>();
+    let fade = Fade::new(rng, case.decay, sizes);
+    let spec = spec(sizes, &case.series, case.terms)
+        .near(case.near)
+        .block(case.block)
+        .decay(case.decay)
+        .build()
+        .unwrap();
+    let dy = normal::<bf16>(rng, sizes.y().iter().product());
+    let want = truth(&spec, &inputs.to::<f32>(), &fade, true, &f64s(&dy));
+    let plan = Plan::new(&device(), &spec).unwrap().with_chunk(case.chunk);
+    let got = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
+    let what = describe(&spec, &inputs, &fade, true, "backward");
+    let what = format!("{what}, cut every {}", case.chunk);
+    let names = ["dq", "dk", "dv", "dlog_gates", "dslopes"];
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let name = names[i];
+        assert_eq!(got.len(), want.len(), "{name}: {what}");
+        let error = rms(got.iter().zip(want).map(|(g, w)| g - w));
+        let size = rms(want.iter().copied());
+        let of_slopes = if i == 4 { OF_SLOPES * (sizes.queries as f64).powf(1.5) } else { 0.0 };
+        assert!(
+            error <= ALLOWED[i] * size + of_slopes,
+            "{name} is off by {error:e}, of {size:e}: {what}"
+        );
+    }
+    let again = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
+    assert_eq!(bits(&got), bits(&again), "another run differs: {what}");
+    // The kernels for all else give something else: these are not those.
+    let generic = Plan::new(&device(), &spec).unwrap().without_matrix_units();
+    let generic = gradients::<bf16>(&generic, &inputs, &fade, true, &dy);
+    assert_ne!(bits(&got), bits(&generic), "not computed by matrix units: {what}");
+}
+
+#[test]
+fn keys_of_eight() {
+    let mut rng = rng();
+    for (tokens, chunk) in [(20, 64), (64, 64), (65, 64), (200, 64), (300, 128)] {
+        check(&mut rng, &Case { chunk, ..case(tokens, [8, 8]) });
+    }
+}
+
+#[test]
+fn keys_of_sixteen() {
+    let mut rng = rng();
+    for (tokens, chunk) in [(127, 128), (260, 128)] {
+        check(&mut rng, &Case { chunk, ..case(tokens, [16, 16]) });
+    }
+}
+
+#[test]
+fn decays() {
+    let mut rng = rng();
+    for decay in [Decay::Slopes, Decay::Gates] {
+        check(&mut rng, &Case { decay, chunk: 64, ..case(150, [8, 8]) });
+        check(&mut rng, &Case { decay, chunk: 128, ..case(150, [16, 16]) });
+    }
+}
+
+#[test]
+fn near_blocks() {
+    let mut rng = rng();
+    for (near, block, decay) in [
+        (0, 64, Decay::None),
+        (1, 64, Decay::Gates),
+        (1, 16, Decay::None),
+        (2, 48, Decay::Gates),
+        (1, 128, Decay::Slopes),
+    ] {
+        let near = Near::Blocks(near);
+        check(&mut rng, &Case { near, block, decay, chunk: 64, ..case(270, [8, 8]) });
+    }
+    let near = Near::Blocks(1);
+    check(&mut rng, &Case { near, decay: Decay::Gates, chunk: 128, ..case(300, [16, 16]) });
+}
+
+#[test]
+fn groups_and_batches() {
+    let mut rng = rng();
+    for (near, decay) in [(Near::None, Decay::None), (Near::Blocks(1), Decay::Gates)] {
+        let mut case = Case { near, decay, chunk: 64, ..case(140, [8, 8]) };
+        case.sizes = Sizes { batch: 2, group: 3, ..case.sizes };
+        check(&mut rng, &case);
+    }
+}
+
+#[test]
+fn orders_and_values() {
+    let mut rng = rng();
+    let power = Series::Power { exponent: 2, floor: 0.1 };
+    for (series, terms, dims) in [
+        (Series::Taylor, 1, [8, 5]),
+        (Series::Taylor, 2, [16, 8]),
+        (Series::Taylor, 3, [8, 16]),
+        (Series::Taylor, 3, [16, 1]),
+        (power.clone(), 3, [8, 7]),
+        (power, 3, [16, 16]),
+        (Series::Taylor, 4, [16, 12]),
+    ] {
+        check(&mut rng, &Case { series, terms, chunk: 64, ..case(200, dims) });
+    }
+}
