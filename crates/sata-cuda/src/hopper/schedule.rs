@@ -44,8 +44,8 @@ pub(super) struct Schedule {
 /// cost the least together; more than there are where sums do not pay.
 fn chunk(shape: &Shape, group: usize, longest: usize, wish: Wish, prefix: bool) -> usize {
     let elements = shape.sizes.elements() as f64;
-    // Written, read, written as bf16, read again; or only the last two.
-    let touch = elements * if prefix { 4.0 } else { 12.0 } / BYTES;
+    // Written, read, written as bf16, read again; or only written as bf16, mostly while others multiply.
+    let touch = elements * if prefix { 2.0 } else { 12.0 } / BYTES;
     let width = (shape.sizes.d_key.next_multiple_of(16) + shape.sizes.columns()) as f64;
     let pair = (PAIR + PAIR_ELEMENT * width) * group as f64;
     let flops = FLOPS[usize::from(shape.sizes.columns() > 40)];
@@ -102,9 +102,8 @@ impl Schedule {
         // Batches of one size, or nearly.
         let at_once = heads.div_ceil(heads.div_ceil(at_once).max(1)).max(1);
         all.batches = (0..heads).step_by(at_once).map(|h| h..(h + at_once).min(heads)).collect();
-        if let Some(fewest) = all.batches.iter().map(ExactSizeIterator::len).min()
-            && summing.prefix
-        {
+        let fewest = all.batches.iter().map(ExactSizeIterator::len).min();
+        if let (Some(fewest), true) = (fewest, summing.prefix) {
             all.summing = shape.prefix_sums(fewest, multiprocessors).unwrap_or(summing);
         }
         all

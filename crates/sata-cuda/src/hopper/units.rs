@@ -159,9 +159,9 @@ impl Shape {
         let of =
             |[warpgroups, tiles, group]: [usize; 3]| self.summing(warpgroups, tiles, group, true);
         let all: &[[usize; 3]] = match (self.sizes.d_key, self.sizes.columns()) {
-            (8, _) => &[[1, 6, 3]],
-            (_, 0..=24) => &[[3, 9, 1], [3, 3, 3], [3, 1, 1]],
-            (_, 25..=40) => &[[3, 3, 3], [3, 1, 1]],
+            // A head has too few features to be one's work for its whole length.
+            (0..32, _) => &[],
+            (_, 0..=40) => &[[3, 3, 3], [3, 1, 1]],
             // With three tiles neither registers nor shared memory are enough, and one is too few.
             _ if self.sizes.has(3) => &[],
             _ => &[[3, 1, 1]],
