@@ -102,9 +102,8 @@ impl Schedule {
         // Batches of one size, or nearly.
         let at_once = heads.div_ceil(heads.div_ceil(at_once).max(1)).max(1);
         all.batches = (0..heads).step_by(at_once).map(|h| h..(h + at_once).min(heads)).collect();
-        if let Some(fewest) = all.batches.iter().map(ExactSizeIterator::len).min()
-            && summing.prefix
-        {
+        let fewest = all.batches.iter().map(ExactSizeIterator::len).min();
+        if let (Some(fewest), true) = (fewest, summing.prefix) {
             all.summing = shape.prefix_sums(fewest, multiprocessors).unwrap_or(summing);
         }
         all
