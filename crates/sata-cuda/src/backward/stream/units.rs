@@ -9,7 +9,7 @@ use crate::{Unit, unit};
 pub(super) const MOST_LAG: usize = 4;
 
 /// Bytes of `Place` of the source.
-const PLACE: usize = size_of::<Item>() + 48;
+const PLACE: usize = size_of::<Item>() + 80;
 
 /// What the kernels of one spec are made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
