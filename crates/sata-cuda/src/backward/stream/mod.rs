@@ -57,7 +57,7 @@ pub(super) fn serves(problem: &Problem<'_>, wanted: &Wanted<'_>) -> bool {
         && spec.coefficients().is_some()
         && problem.orders() == spec.orders()
         && spec.orders().iter().all(|&order| order <= MOST_ORDER)
-        && (!near || (spec.block() % 16 == 0 && spec.block() < MOST_TOKENS))
+        && (!near || (spec.block().is_multiple_of(16) && spec.block() < MOST_TOKENS))
         && shape.lag <= units::MOST_LAG
         && shape.query_shared().max(shape.key_shared()) <= shared
         && aligned(&problem.q, 8)
