@@ -54,12 +54,17 @@ DEVICE void each(F&& f) {
     }
 }
 
-// A thread's lane, and warp. Read anew wherever that is written: what follows from them then takes no registers in between.
+// Whether what is small and cheap to find again is kept in registers: with two bases there are none to spare, with one
+// instructions are what limits.
+constexpr bool KEEPS = BASES == 1;
+// A thread's lane, and warp. Without KEEPS read anew wherever that is written: what follows from them then takes no
+// registers in between.
 #if defined(SATA_EMULATOR)
 DEVICE int lane_now() { return int(threadIdx.x) % 32; }
 DEVICE int thread_now() { return int(threadIdx.x); }
 #else
 DEVICE int lane_now() {
+    if constexpr (KEEPS) return int(threadIdx.x) % 32;
     int lane;
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
     return lane;
@@ -288,12 +293,15 @@ struct Rows {
     const bf16* first;
     i64 stride;
 };
+DEVICE Rows later_head(const Rows& x, i64 by) { return Rows{x.first + by, x.stride}; }
 DEVICE Rows rows_of(const View& x, i64 batch, i64 head, i64 token) { return Rows{row<const bf16>(x, batch, head, token), x.token}; }
 
 struct Place {
     Item at;
     i64 head;
     const f64* g;
+    // Of the first query head.
+    Rows q, dy;
     Rows k, v;
 };
 // g at the last token before a chunk: what sums of all tokens before it are relative to.
@@ -572,15 +580,17 @@ DEVICE void read_slopes(OfKeys& c, const Rotated& x, const Left& left, const bf1
 }
 
 constexpr int TABLE = TILES * 16 * COLUMN_STRIDE;  // of a base
-// c += Φ(rows) · table, of a part's bases.
-DEVICE void read_sums(OfColumns& c, const bf16* rows, const bf16* table, int part) {
+// c += Φ(rows) · table, of a part's bases. `rows_of_base` gives them rotated.
+template <class F>
+DEVICE void read_all_sums(OfColumns& c, F&& rows_of_base, const bf16* table, int part) {
 #pragma unroll 1
-    for (int base = part; base < BASES; base += SPLIT) read_sums(c, rotated_rows(rows, base), table + base * TABLE);
+    for (int base = part; base < BASES; base += SPLIT) read_sums(c, rows_of_base(base), table + base * TABLE);
 }
-DEVICE void read_slopes(OfKeys& c, const bf16* rows, const Left& left, const bf16* table, int part) {
+template <class F>
+DEVICE void read_all_slopes(OfKeys& c, F&& rows_of_base, const Left& left, const bf16* table, int part) {
 #pragma unroll 1
     for (int base = part; base < BASES; base += SPLIT) {
-        read_slopes(c, rotated_rows(rows, base), left, table + base * TABLE, base);
+        read_slopes(c, rows_of_base(base), left, table + base * TABLE, base);
     }
 }
 
@@ -986,6 +996,8 @@ DEVICE void find_place(const Walk& p, Place& u) {
         u.at = p.items[blockIdx.x];
         u.head = int(blockIdx.y);
         u.g = FADES ? p.g + (u.head * p.works + u.at.work) : nullptr;
+        u.q = rows_of(p.q, u.at.q_batch, u.head * p.group, u.at.q_first);
+        u.dy = rows_of(p.dy, u.at.q_batch, u.head * p.group, u.at.q_first);
         u.k = rows_of(p.k, u.at.k_batch, u.head, u.at.k_first);
         u.v = rows_of(p.v, u.at.k_batch, u.head, u.at.k_first);
     }

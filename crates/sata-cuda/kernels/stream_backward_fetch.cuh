@@ -3,9 +3,8 @@
 
 template <class S>
 DEVICE void fetch_queries(const Walk& p, const Place& u, S& s, int chunk, int h, int to) {
-    const i64 head = u.head * p.group + h;
-    fetch_keys(s.queries[to], rows_of(p.q, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
-    fetch_values(s.dy[to], rows_of(p.dy, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
+    fetch_keys(s.queries[to], later_head(u.q, h * p.q.head), chunk * CHUNK, u.at.tokens);
+    fetch_values(s.dy[to], later_head(u.dy, h * p.dy.head), chunk * CHUNK, u.at.tokens);
     fetch_g(s.g[to], u, chunk);
     spread<CHUNK * (NEAR ? 3 : 2)>([&](int i) {
         const int kind = i / CHUNK, t = i % CHUNK;

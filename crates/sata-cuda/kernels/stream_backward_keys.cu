@@ -40,11 +40,6 @@ DEVICE void fetch_rows(const Place& u, Shared& s, int chunk, int to) {
 }
 #include "stream_backward_fetch.cuh"
 
-DEVICE State state_now(const Shared& s) {
-    const volatile State& at = s.state[warp_now()];
-    return State{at.chunk, at.h, at.other, at.buffers};
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backward_keys(const __grid_constant__ Walk p) {
     DYNAMIC_SHARED(raw);
     Shared& s = *reinterpret_cast<Shared*>(raw);
@@ -58,8 +53,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     clear_columns(s);
 
     if (threadIdx.x == 0) s.sums_mark = mark_of(p, u.at, u.head, u.at.end + LAG);
-    if (lane_now() == 0) s.state[warp_now()] = State{u.at.end - 1, 0, u.at.end - 1, 0};
-    __syncwarp();
+    State state{u.at.end - 1, 0, u.at.end - 1, 0};
+    auto set_state = [&](State next) {
+        if constexpr (KEEPS) {
+            state = next;
+        } else {
+            __syncwarp();
+            if (lane_now() == 0) s.state[warp_now()] = next;
+            __syncwarp();
+        }
+    };
+    auto state_now = [&] {
+        if constexpr (KEEPS) return state;
+        const volatile State& at = s.state[warp_now()];
+        return State{at.chunk, at.h, at.other, at.buffers};
+    };
+    set_state(state);
     fetch_rows(u, s, u.at.end - 1, 0);
     fetch_queries(p, u, s, u.at.end - 1, 0, 0);
     copy_async_commit();
@@ -67,12 +76,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     OfColumns dv;
     OfKeys dk;
 #pragma unroll 1
-    while (state_now(s).chunk >= u.at.first) {
+    while (state_now().chunk >= u.at.first) {
         copy_async_wait<0>();
         __syncthreads();
         bool begins;
         {
-            const State now = state_now(s);
+            const State now = state_now();
             const int chunk = now.chunk, other = now.other, buffer = now.buffers & 1, until = min(chunk + LAG, u.at.chunks - 1);
             begins = now.h == 0 && other == chunk;
             if (other < until || now.h + 1 < p.group) {
@@ -92,9 +101,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         __syncthreads();
         if (begins) {
             const Own at = own_now();
-            const State now = state_now(s);
+            const State now = state_now();
             const int own = now.buffers >> 1, part = at.part;
-            const bf16* rows = s.keys[own] + at.rows * KEY_STRIDE;
+            auto rows_of_base = [&](int base) { return rotated_rows(s.keys[own] + at.rows * KEY_STRIDE, base); };
             const Left left = left_rows(s.values[own] + at.rows * COLUMN_STRIDE);
             clear(dv);
             clear(dk);
@@ -105,8 +114,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 }
             }
             if (now.chunk + LAG + 1 < u.at.chunks) {
-                read_sums(dv, rows, s.table, part);
-                read_slopes(dk, rows, left, s.table, part);
+                read_all_sums(dv, rows_of_base, s.table, part);
+                read_all_slopes(dk, rows_of_base, left, s.table, part);
                 if constexpr (FADES) {
                     const f32 all = f32(s.sums_mark - s.key_g[own][0]) * LOG2_E;
                     f32 far[ROW_TILES][2];
@@ -118,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             }
         }
         const Own at = own_now();
-        const State now = state_now(s);
+        const State now = state_now();
         const int chunk = now.chunk, other = now.other, buffer = now.buffers & 1, own = now.buffers >> 1;
         const Rotated x = rotated_rows(s.keys[own] + at.rows * KEY_STRIDE, at.part);
         const Left left = left_rows(s.values[own] + at.rows * COLUMN_STRIDE);
@@ -186,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 }
             }
         }
-        const State then = state_now(s);
+        const State then = state_now();
         if (then.other == then.chunk + LAG && then.chunk > u.at.first) {
             const f64 mark = s.g[then.buffers & 1][0];
             if constexpr (STASH) load_sums(sums, s.sums);
@@ -194,18 +203,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
             add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
             if constexpr (STASH) store_sums(sums, s.sums);
         }
-        const State after = state_now(s);
-        __syncwarp();
-        if (lane_now() == 0) {
-            const int buffers = after.buffers ^ 1, other = after.other + 1;
-            State next{after.chunk, after.h, other, buffers};
-            if (other > min(after.chunk + LAG, u.at.chunks - 1)) {
-                next = after.h + 1 < p.group ? State{after.chunk, after.h + 1, after.chunk, buffers}
-                                             : State{after.chunk - 1, 0, after.chunk - 1, buffers ^ 2};
-            }
-            s.state[warp_now()] = next;
+        const State after = state_now();
+        State next{after.chunk, after.h, after.other + 1, after.buffers ^ 1};
+        if (next.other > min(after.chunk + LAG, u.at.chunks - 1)) {
+            const bool on = after.h + 1 == p.group;
+            next.chunk = next.other = on ? after.chunk - 1 : after.chunk;
+            next.h = on ? 0 : after.h + 1;
+            if (on) next.buffers ^= 2;
         }
-        __syncwarp();
+        set_state(next);
         if constexpr (FADES) {
             // Everybody has read what sums were relative to.
             __syncthreads();

@@ -39,14 +39,9 @@ DEVICE void find_logs(const Place& u, Shared& s, int chunk) {
     const int slot = chunk % SLOTS;
     spread<CHUNK>([&](int i) { s.logs[slot][i] = FADES && chunk * CHUNK + i < u.at.tokens ? -log_of(s.g[slot], i) : 0.0f; });
 }
-DEVICE State state_now(const Shared& s) {
-    const volatile State& at = s.state[warp_now()];
-    return State{at.chunk, at.h, at.buffer, 0};
-}
 DEVICE void fetch_rows(const Walk& p, const Place& u, Shared& s, int chunk, int h, int to) {
-    const i64 head = u.head * p.group + h;
-    fetch_keys(s.queries[to], rows_of(p.q, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
-    fetch_values(s.dy[to], rows_of(p.dy, u.at.q_batch, head, u.at.q_first), chunk * CHUNK, u.at.tokens);
+    fetch_keys(s.queries[to], later_head(u.q, h * p.q.head), chunk * CHUNK, u.at.tokens);
+    fetch_values(s.dy[to], later_head(u.dy, h * p.dy.head), chunk * CHUNK, u.at.tokens);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backward_queries(const __grid_constant__ Walk p) {
@@ -66,13 +61,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
     fetch_rows(p, u, s, u.at.first, 0, 0);
     copy_async_commit();
 
-    if (lane_now() == 0) s.state[warp_now()] = State{u.at.first, 0, 0, 0};
-    __syncwarp();
+    State state{u.at.first, 0, 0, 0};
+    auto set_state = [&](State next) {
+        if constexpr (KEEPS) {
+            state = next;
+        } else {
+            __syncwarp();
+            if (lane_now() == 0) s.state[warp_now()] = next;
+            __syncwarp();
+        }
+    };
+    auto state_now = [&] {
+        if constexpr (KEEPS) return state;
+        const volatile State& at = s.state[warp_now()];
+        return State{at.chunk, at.h, at.buffer, 0};
+    };
+    set_state(state);
 #pragma unroll 1
-    while (state_now(s).chunk < u.at.end) {
+    while (state_now().chunk < u.at.end) {
         copy_async_wait<0>();
         __syncthreads();
-        const State now = state_now(s);
+        const State now = state_now();
         const int chunk = now.chunk, h = now.h, buffer = now.buffer, summed = chunk - LAG;
         const bool next = h + 1 == p.group;
         if (!next || chunk + 1 < u.at.end) {
@@ -95,13 +104,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         }
 
         const bool has_sums = summed > 0;
+        // The warp's rows, rotated.
+        Rotated kept;
+        if constexpr (KEEPS) kept = rotated_rows(s.queries[buffer] + own_now().rows * KEY_STRIDE, 0);
+        auto rows_of_base = [&](int base) {
+            if constexpr (KEEPS) return kept;
+            return rotated_rows(s.queries[state_now().buffer] + own_now().rows * KEY_STRIDE, base);
+        };
         // Goes through what is weighed one by one.
         Logs logs;
         auto pairs = [&](auto&& of) {
             const Own own = own_now();
-            const State now = state_now(s);
+            const State now = state_now();
             const int chunk = now.chunk, buffer = now.buffer, summed = chunk - LAG;
-            const Rotated x = rotated_rows(s.queries[buffer] + own.rows * KEY_STRIDE, own.part);
+            const Rotated x = rows_of_base(own.part);
 #pragma unroll 1
             for (int other = LAG > 0 ? max(0, summed) : chunk; other <= chunk; other++) {
                 const int slot = other % SLOTS;
@@ -129,7 +145,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         const Own own = own_now();
         const int lane = own.lane, g = own.g, t = own.t, part = own.part;
         f32* room = s.room + own.group * ROOM;
-        const bf16* rows = s.queries[buffer] + own.rows * KEY_STRIDE;
         f32 shift[ROW_TILES][2], far[ROW_TILES][2];
         if constexpr (LOGS) {
 #pragma unroll
@@ -173,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         OfColumns c;
         clear(c);
         if (has_sums) {
-            read_sums(c, rows, s.table, part);
+            read_all_sums(c, rows_of_base, s.table, part);
             if constexpr (LOGS) scale(c, far);
         }
         pairs([&](const OfPairs& z, const bf16*, const bf16* columns, const Beside& beside) {
@@ -219,7 +234,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
         OfKeys dq;
         clear(dq);
         if (has_sums) {
-            read_slopes(dq, rows, left, s.table, part);
+            if constexpr (KEEPS) kept = rotated_rows(s.queries[buffer] + own.rows * KEY_STRIDE, 0);
+            read_all_slopes(dq, rows_of_base, left, s.table, part);
             if constexpr (LOGS) scale(dq, far);
         }
         pairs([&](const OfPairs& z, const bf16* keys, const bf16* columns, const Beside& beside) {
@@ -229,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             weigh_keys(dq, w, keys);
         });
         const Own last = own_now();
-        const State then = state_now(s);
+        const State then = state_now();
         gather(dq, s.room + last.group * ROOM, last.part);
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
@@ -252,12 +268,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             add_sums(sums, s.turned, FADES ? s.scaled : s.columns[slot]);
             if constexpr (STASH) store_sums(sums, s.sums);
         }
-        const State after = state_now(s);
-        __syncwarp();
-        if (lane_now() == 0) {
-            const bool goes_on = after.h + 1 == p.group;
-            s.state[warp_now()] = State{goes_on ? after.chunk + 1 : after.chunk, goes_on ? 0 : after.h + 1, after.buffer ^ 1, 0};
-        }
-        __syncwarp();
+        const State after = state_now();
+        const bool on = after.h + 1 == p.group;
+        set_state(State{on ? after.chunk + 1 : after.chunk, on ? 0 : after.h + 1, after.buffer ^ 1, 0});
     }
 }

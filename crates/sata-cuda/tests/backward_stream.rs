@@ -15,7 +15,7 @@ use gradients::{bits, gradients};
 use half::bf16;
 use rand::rngs::StdRng;
 use sata::{Decay, Near, Series};
-use sata_cuda::Plan;
+use sata_cuda::{Buffer, Call, Gradients, Plan, View, ViewMut};
 
 /// What bf16 features, sums and gradients leave of dq, dk and dv, and of gradients by gates, which are
 /// sums that nearly cancel. Slopes' are sums of those times places.
@@ -148,5 +148,60 @@ fn orders_and_values() {
         (Series::Taylor, 4, [16, 12]),
     ] {
         check(&mut rng, &Case { series, terms, chunk: 64, ..case(200, dims) });
+    }
+}
+
+/// Sequences side by side have exactly the gradients that each has alone.
+#[test]
+fn packed_sequences() {
+    let mut rng = rng();
+    let device = device();
+    let lengths = [70, 0, 5, 130];
+    let (heads, d, total) = (2, 8, 205);
+    let cu = [0, 70, 70, 75, 205];
+    let spec = sata::Spec::new(d, d)
+        .terms(3)
+        .near(Near::Blocks(1))
+        .block(16)
+        .decay(Decay::Gates)
+        .build()
+        .unwrap();
+    let plan = Plan::new(&device, &spec).unwrap().with_chunk(64);
+    // Token-major.
+    let [q, k, v, dy] = [(); 4].map(|()| normal::<bf16>(&mut rng, total * heads * d));
+    let gates: Vec<f32> = normal::<f32>(&mut rng, total * heads).iter().map(|g| -g.abs()).collect();
+    let run = |from: usize, n: usize, packed: bool| {
+        let rows = |x: &[bf16]| {
+            Buffer::from_slice(&device, &x[from * heads * d..(from + n) * heads * d]).unwrap()
+        };
+        let [q, k, v, dy] = [&q, &k, &v, &dy].map(|x| rows(x));
+        let gates = Buffer::from_slice(&device, &gates[from * heads..(from + n) * heads]).unwrap();
+        let (shape, strides) = ([1, heads, n, d], [n * heads * d, d, heads * d]);
+        let (gate_shape, gate_strides) = ([1, heads, n, 1], [n * heads, 1, heads]);
+        let view = |x| View::strided(x, shape, strides).unwrap();
+        let call = Call::causal(view(&q), view(&k), view(&v));
+        let call = call.log_gates(View::strided(&gates, gate_shape, gate_strides).unwrap());
+        let call = if packed { call.packed(&cu, &cu) } else { call };
+        let [mut dq, mut dk, mut dv] =
+            [(); 3].map(|()| Buffer::<bf16>::zeroed(&device, n * heads * d).unwrap());
+        let mut dg = Buffer::<f32>::zeroed(&device, n * heads).unwrap();
+        let out = Gradients::new(
+            ViewMut::strided(&mut dq, shape, strides).unwrap(),
+            ViewMut::strided(&mut dk, shape, strides).unwrap(),
+            ViewMut::strided(&mut dv, shape, strides).unwrap(),
+        );
+        let out = out.log_gates(ViewMut::strided(&mut dg, gate_shape, gate_strides).unwrap());
+        plan.backward(call, view(&dy), out).unwrap();
+        let all = [dq, dk, dv].map(|x| f64s(&x.to_vec().unwrap()));
+        (all, f64s(&dg.to_vec().unwrap()))
+    };
+    let (together, gates_together) = run(0, total, true);
+    for (i, n) in lengths.into_iter().enumerate().filter(|(_, n)| *n > 0) {
+        let (alone, gates_alone) = run(cu[i], n, false);
+        for (together, alone) in together.iter().zip(&alone) {
+            assert!(alone.iter().any(|&x| x != 0.0));
+            assert_eq!(together[cu[i] * heads * d..][..alone.len()], alone[..], "sequence {i}");
+        }
+        assert_eq!(gates_together[cu[i] * heads..][..gates_alone.len()], gates_alone[..]);
     }
 }

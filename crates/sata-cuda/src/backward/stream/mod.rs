@@ -34,6 +34,9 @@ const PARTS: usize = 4;
 pub(super) fn serves(problem: &Problem<'_>, wanted: &Wanted<'_>) -> bool {
     let spec = problem.spec;
     let (d_key, d_value) = (spec.d_key(), spec.d_value());
+    if !matches!(d_key, 8 | 16) || d_value > MOST_VALUE {
+        return false;
+    }
     let properties = problem.device.properties();
     let aligned = |x: &RawView, by: i64| {
         x.address.is_multiple_of(2 * by as u64)
@@ -51,8 +54,6 @@ pub(super) fn serves(problem: &Problem<'_>, wanted: &Wanted<'_>) -> bool {
         && problem.mask.is_none()
         && wanted.state.is_none()
         && spec.sinks() == 0
-        && (d_key == 8 || d_key == 16)
-        && d_value <= MOST_VALUE
         && spec.coefficients().is_some()
         && problem.orders() == spec.orders()
         && spec.orders().iter().all(|&order| order <= MOST_ORDER)

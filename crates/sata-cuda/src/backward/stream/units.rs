@@ -9,7 +9,7 @@ use crate::{Unit, unit};
 pub(super) const MOST_LAG: usize = 4;
 
 /// Bytes of `Place` of the source.
-const PLACE: usize = size_of::<Item>() + 48;
+const PLACE: usize = size_of::<Item>() + 80;
 
 /// What the kernels of one spec are made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,6 +150,8 @@ impl Shape {
         if self.d_key == 8 { 4 } else { 1 }
     }
 
+    /// Those that walk are not marked as hot: they fill the registers, and the compiler puts one or two
+    /// addresses that are used once a chunk elsewhere.
     fn unit(&self, unit: Unit) -> Unit {
         unit.define("D_KEY", self.d_key)
             .define("D_VALUE", self.d_value)
@@ -165,20 +167,14 @@ impl Shape {
             .size_of::<Walk>("WALK_BYTES")
     }
 
-    /// The most features leave no registers for a few addresses, which are read again once a chunk; the
-    /// others have no excuse.
-    fn walks(&self, unit: Unit) -> Unit {
-        if self.is_large() { self.unit(unit) } else { self.unit(unit).hot() }
-    }
-
     pub fn queries(&self) -> Unit {
-        self.walks(unit!("stream_backward_queries.cu"))
+        self.unit(unit!("stream_backward_queries.cu"))
             .define("QUERY_BLOCKS", self.blocks())
             .define("QUERY_SHARED", self.query_shared())
     }
 
     pub fn keys(&self) -> Unit {
-        self.walks(unit!("stream_backward_keys.cu"))
+        self.unit(unit!("stream_backward_keys.cu"))
             .define("KEY_BLOCKS", self.blocks())
             .define("KEY_SHARED", self.key_shared())
     }
