@@ -19,7 +19,7 @@ use sata_cuda::{Buffer, Call, Gradients, Plan, View, ViewMut};
 
 /// What bf16 features, sums and gradients leave of dq, dk and dv, and of gradients by gates, which are
 /// sums that nearly cancel. Slopes' are sums of those times places.
-const ALLOWED: [f64; 5] = [8e-3, 8e-3, 8e-3, 3e-2, 3e-2];
+const ALLOWED: [f64; 5] = [1.5e-2, 1.5e-2, 1e-2, 4e-2, 4e-2];
 const OF_SLOPES: f64 = 5e-4;
 
 struct Case {
