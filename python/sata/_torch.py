@@ -419,9 +419,8 @@ class _Eager(torch.autograd.Function):
     """The operation where nothing watches: it costs a tenth of what torch's own way to it does."""
 
     @staticmethod
-    def forward(
-        ctx, q, k, v, key_mask, slopes, log_gates, packed, spec, is_causal, layout, quick, quiet
-    ):
+    def forward(ctx, q, k, v, key_mask, slopes, log_gates, options):
+        packed, spec, is_causal, layout, quick, quiet = options
         of_slopes = None if slopes is None else slopes_of(slopes)
         y, found = _forward(
             q, k, v, key_mask, packed, of_slopes, log_gates, spec, is_causal, layout, None, False,
@@ -430,13 +429,13 @@ class _Eager(torch.autograd.Function):
         if found is not None and not quiet:
             warn(found)
         ctx.save_for_backward(q, k, v, key_mask, slopes, log_gates)
-        ctx.options = packed, spec, is_causal, layout
+        ctx.options = options
         return y
 
     @staticmethod
     def backward(ctx, dy):
         q, k, v, key_mask, slopes, log_gates = ctx.saved_tensors
-        packed, spec, is_causal, layout = ctx.options
+        packed, spec, is_causal, layout, _, _ = ctx.options
         want_slopes = slopes is not None and ctx.needs_input_grad[4]
         want_gates = log_gates is not None and ctx.needs_input_grad[5]
         if torch.is_grad_enabled():
@@ -458,7 +457,7 @@ class _Eager(torch.autograd.Function):
                 d_gates = d_gates.to(log_gates.dtype)
         return (
             dq, dk, dv, None, d_slopes if want_slopes else None, d_gates if want_gates else None,
-            None, None, None, None, None, None,
+            None,
         )
 
 
@@ -606,10 +605,8 @@ def attention(
             raise RuntimeError("a call with a state cannot be traced or transformed")
         if quick is not None:
             packed = None if cu_seqlens is None else packed_of(cu_seqlens)
-            y = _Eager.apply(
-                q, k, v, key_mask, _as_slopes(slopes), log_gates, packed, spec, is_causal, layout,
-                quick, quiet,
-            )
+            options = packed, spec, is_causal, layout, quick, quiet
+            y = _Eager.apply(q, k, v, key_mask, _as_slopes(slopes), log_gates, options)
         else:
             y = _traced(
                 q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec.to_json(), is_causal, layout
