@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Optional
 
 import torch
@@ -271,7 +272,14 @@ def _packed(cu_queries: Optional[Tensor], cu_keys: Optional[Tensor]):
 
 
 
-@torch.library.custom_op("sata::attention", mutates_args=())
+# Graphs of CUDA cannot hold what waits for copies; strides are to be as they came.
+_TAGS = {}
+if "tags" in inspect.signature(torch.library.custom_op).parameters:
+    names = ("cudagraph_unsafe", "needs_exact_strides")
+    _TAGS["tags"] = [getattr(torch.Tag, name) for name in names if hasattr(torch.Tag, name)]
+
+
+@torch.library.custom_op("sata::attention", mutates_args=(), **_TAGS)
 def attention_op(
     q: Tensor,
     k: Tensor,
@@ -310,7 +318,7 @@ def _(q, k, v, key_mask, cu_queries, cu_keys, slopes, log_gates, spec, is_causal
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-@torch.library.custom_op("sata::attention_backward", mutates_args=())
+@torch.library.custom_op("sata::attention_backward", mutates_args=(), **_TAGS)
 def attention_backward_op(
     dy: Tensor,
     q: Tensor,
