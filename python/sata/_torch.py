@@ -164,11 +164,19 @@ def _tensor(x: Tensor, layout: str):
     return handed(x.data_ptr(), x.shape, x.stride(), layout)
 
 
+def _stream(ordinal: int) -> int:
+    return torch.cuda.current_stream(ordinal).cuda_stream
+
+
+# The same, without making an object of it, where torch has that.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream)
+
+
 def _place(q: Tensor):
     if q.device.type == "cpu":
         return (_native.EMULATED, 0) if _emulate else None
-    ordinal = q.device.index
-    return (ordinal, torch.cuda.current_stream(ordinal).cuda_stream)
+    ordinal = q.get_device()
+    return (ordinal, _raw_stream(ordinal))
 
 
 def _forward(

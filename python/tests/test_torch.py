@@ -504,3 +504,19 @@ def test_threads(device):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_other_gpus():
+    """Work on one GPU leaves the thread's current one as it was; states and calls must be together."""
+    q, k, v = qkv(device="cuda:1")
+    with torch.cuda.device(0), torch.no_grad():
+        y, state = sata.attention(q, k, v, is_causal=True, return_state=True)
+        assert torch.cuda.current_device() == 0 and y.device.index == 1
+        assert torch.empty(1, device="cuda").device.index == 0
+        with pytest.raises(RuntimeError, match="cuda:1"):
+            sata.attention(*(x.to("cuda:0") for x in (q, k, v)), state=state, is_causal=True)
+        moved = state.to("cuda:0")
+        close(moved.extend(*(x.to("cuda:0") for x in (q, k, v))), state.extend(q, k, v), 1e-6)
+        del state, moved
+        assert torch.empty(1, device="cuda").device.index == 0
