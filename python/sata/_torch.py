@@ -395,13 +395,14 @@ def _setup(ctx, inputs, output):
     ctx.spec, ctx.is_causal, ctx.layout = spec, is_causal, layout
 
 
-def _gradients(ctx, dy):
+def _gradients(ctx, dy, reverse=None):
     # Asked for once: hooks of checkpoints take no more.
     saved = ctx.saved_tensors
     slopes, log_gates = saved[6:]
     want_slopes = slopes is not None and ctx.needs_input_grad[6]
     want_gates = log_gates is not None and ctx.needs_input_grad[7]
-    dq, dk, dv, d_slopes, d_gates = attention_backward_op(
+    reverse = attention_backward_op if reverse is None else reverse
+    dq, dk, dv, d_slopes, d_gates = reverse(
         dy, *saved, ctx.spec, ctx.is_causal, ctx.layout, want_slopes, want_gates
     )
     return (
@@ -475,6 +476,40 @@ class _Eager(torch.autograd.Function):
             dq, dk, dv, None, d_slopes if want_slopes else None, d_gates if want_gates else None,
             None,
         )
+
+
+class _Transformed(torch.autograd.Function):
+    """The operation under torch.func, which takes no other gradients than those of such a class."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs):
+        return attention_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _setup(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _gradients(ctx, dy, _TransformedBackward.apply)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs):
+        return attention_backward_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _no_double(ctx, *grads)
 
 
 # The function
@@ -569,10 +604,13 @@ def _traced(q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec, is_causal, l
         log_gates = _check_gates(log_gates, q, k, layout)
     del dims
     cu_queries, cu_keys = _ends(cu_seqlens)
-    return attention_op(
+    inputs = (
         q, k, v, key_mask, cu_queries, cu_keys, _as_slopes(slopes), log_gates, spec, is_causal,
         layout,
     )
+    if not torch.compiler.is_compiling() and _transforms() is not None:
+        return _Transformed.apply(*inputs)
+    return attention_op(*inputs)
 
 
 def attention(
@@ -616,6 +654,8 @@ def attention(
             "a call with a state has no gradients, but an argument requires them: call it under "
             "torch.no_grad(), or detach q, k and v"
         )
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(q=q, k=k, v=v, slopes=slopes, log_gates=log_gates)
     if needs_gradient or (quick is None and _is_watched(q, k, v)):
         if with_state:
             raise RuntimeError("a call with a state cannot be traced or transformed")
@@ -650,6 +690,15 @@ def attention(
         elif not quiet:
             warn(found)
     return give(y, state, return_state, found, diagnostics)
+
+
+def _refuse_tangents(**tensors) -> None:
+    """Torch would drop them without a word."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"{name} with shape {_shape(x)} has a forward gradient, which sata has not"
+            )
 
 
 def _found(q, k, v, key_mask, packed, slopes, log_gates, spec, is_causal, layout):

@@ -298,6 +298,31 @@ def test_series_without_gradients_say_so(device):
         y.sum().backward()
 
 
+def test_transforms(device):
+    """What torch.func makes of it is right, or refused."""
+    q, k, v = qkv(tokens=10, device=device)
+
+    def f(q, k, v):
+        return sata.attention(q, k, v, is_causal=True, terms=3)
+
+    each = torch.func.vmap(lambda *x: f(*(y[None] for y in x))[0])(q, k, v)
+    close(each, f(q, k, v), 1e-6)
+    by_q = torch.func.grad(lambda q: f(q, k, v).square().sum())(q)
+    leaf = q.clone().requires_grad_()
+    f(leaf, k, v).square().sum().backward()
+    close(by_q, leaf.grad, 1e-5)
+    one = lambda *x: f(*(y[None] for y in x)).square().sum()
+    close(torch.func.vmap(torch.func.grad(one))(q, k, v), leaf.grad, 1e-5)
+    with pytest.raises(RuntimeError):
+        torch.func.hessian(lambda q: f(q, k, v).sum())(q)
+    with pytest.raises(NotImplementedError, match="forward gradient"):
+        torch.func.jvp(lambda q: f(q, k, v), (q,), (q,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(NotImplementedError, match="forward gradient"):
+            f(dual, k, v)
+
+
 def test_autocast(device):
     q, k, v = (x.requires_grad_() for x in qkv(device=device))
     with torch.autocast(device.type, dtype=torch.bfloat16):
