@@ -54,9 +54,9 @@ def main():
     def row(what, call, alone, other):
         taken = least(call, rounds, wait=wait)
         other = f"{least(other, rounds, wait=wait) * 1e6:.1f}" if other else ""
-        beyond = f"{(taken - alone) * 1e6:.1f}" if alone is not None else ""
+        beyond = f"**{(taken - alone) * 1e6:.1f}**" if alone is not None else ""
         alone = f"{alone * 1e6:.1f}" if alone is not None else ""
-        print(f"| {what} | {taken * 1e6:.1f} | {alone} | **{beyond}** | {other} |", flush=True)
+        print(f"| {what} | {taken * 1e6:.1f} | {alone} | {beyond} | {other} |", flush=True)
 
     for heads, tokens, d in ((1, 1, 8), (4, 16, 16)):
         q, k, v = (torch.randn(1, heads, tokens, d, device=device, dtype=dtype) for _ in range(3))

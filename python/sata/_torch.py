@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Optional
 
 import torch
@@ -163,11 +164,19 @@ def _tensor(x: Tensor, layout: str):
     return handed(x.data_ptr(), x.shape, x.stride(), layout)
 
 
+def _stream(ordinal: int) -> int:
+    return torch.cuda.current_stream(ordinal).cuda_stream
+
+
+# The same, without making an object of it, where torch has that.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream)
+
+
 def _place(q: Tensor):
     if q.device.type == "cpu":
         return (_native.EMULATED, 0) if _emulate else None
-    ordinal = q.device.index
-    return (ordinal, torch.cuda.current_stream(ordinal).cuda_stream)
+    ordinal = q.get_device()
+    return (ordinal, _raw_stream(ordinal))
 
 
 def _forward(
@@ -271,7 +280,14 @@ def _packed(cu_queries: Optional[Tensor], cu_keys: Optional[Tensor]):
 
 
 
-@torch.library.custom_op("sata::attention", mutates_args=())
+# Graphs of CUDA cannot hold what waits for copies; strides are to be as they came.
+_TAGS = {}
+if "tags" in inspect.signature(torch.library.custom_op).parameters:
+    names = ("cudagraph_unsafe", "needs_exact_strides")
+    _TAGS["tags"] = [getattr(torch.Tag, name) for name in names if hasattr(torch.Tag, name)]
+
+
+@torch.library.custom_op("sata::attention", mutates_args=(), **_TAGS)
 def attention_op(
     q: Tensor,
     k: Tensor,
@@ -310,7 +326,7 @@ def _(q, k, v, key_mask, cu_queries, cu_keys, slopes, log_gates, spec, is_causal
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-@torch.library.custom_op("sata::attention_backward", mutates_args=())
+@torch.library.custom_op("sata::attention_backward", mutates_args=(), **_TAGS)
 def attention_backward_op(
     dy: Tensor,
     q: Tensor,
@@ -379,13 +395,14 @@ def _setup(ctx, inputs, output):
     ctx.spec, ctx.is_causal, ctx.layout = spec, is_causal, layout
 
 
-def _gradients(ctx, dy):
+def _gradients(ctx, dy, reverse=None):
     # Asked for once: hooks of checkpoints take no more.
     saved = ctx.saved_tensors
     slopes, log_gates = saved[6:]
     want_slopes = slopes is not None and ctx.needs_input_grad[6]
     want_gates = log_gates is not None and ctx.needs_input_grad[7]
-    dq, dk, dv, d_slopes, d_gates = attention_backward_op(
+    reverse = attention_backward_op if reverse is None else reverse
+    dq, dk, dv, d_slopes, d_gates = reverse(
         dy, *saved, ctx.spec, ctx.is_causal, ctx.layout, want_slopes, want_gates
     )
     return (
@@ -419,9 +436,8 @@ class _Eager(torch.autograd.Function):
     """The operation where nothing watches: it costs a tenth of what torch's own way to it does."""
 
     @staticmethod
-    def forward(
-        ctx, q, k, v, key_mask, slopes, log_gates, packed, spec, is_causal, layout, quick, quiet
-    ):
+    def forward(ctx, q, k, v, key_mask, slopes, log_gates, options):
+        packed, spec, is_causal, layout, quick, quiet = options
         of_slopes = None if slopes is None else slopes_of(slopes)
         y, found = _forward(
             q, k, v, key_mask, packed, of_slopes, log_gates, spec, is_causal, layout, None, False,
@@ -430,13 +446,13 @@ class _Eager(torch.autograd.Function):
         if found is not None and not quiet:
             warn(found)
         ctx.save_for_backward(q, k, v, key_mask, slopes, log_gates)
-        ctx.options = packed, spec, is_causal, layout
+        ctx.options = options
         return y
 
     @staticmethod
     def backward(ctx, dy):
         q, k, v, key_mask, slopes, log_gates = ctx.saved_tensors
-        packed, spec, is_causal, layout = ctx.options
+        packed, spec, is_causal, layout, _, _ = ctx.options
         want_slopes = slopes is not None and ctx.needs_input_grad[4]
         want_gates = log_gates is not None and ctx.needs_input_grad[5]
         if torch.is_grad_enabled():
@@ -458,8 +474,42 @@ class _Eager(torch.autograd.Function):
                 d_gates = d_gates.to(log_gates.dtype)
         return (
             dq, dk, dv, None, d_slopes if want_slopes else None, d_gates if want_gates else None,
-            None, None, None, None, None, None,
+            None,
         )
+
+
+class _Transformed(torch.autograd.Function):
+    """The operation under torch.func, which takes no other gradients than those of such a class."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs):
+        return attention_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _setup(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _gradients(ctx, dy, _TransformedBackward.apply)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs):
+        return attention_backward_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _no_double(ctx, *grads)
 
 
 # The function
@@ -554,10 +604,13 @@ def _traced(q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec, is_causal, l
         log_gates = _check_gates(log_gates, q, k, layout)
     del dims
     cu_queries, cu_keys = _ends(cu_seqlens)
-    return attention_op(
+    inputs = (
         q, k, v, key_mask, cu_queries, cu_keys, _as_slopes(slopes), log_gates, spec, is_causal,
         layout,
     )
+    if not torch.compiler.is_compiling() and _transforms() is not None:
+        return _Transformed.apply(*inputs)
+    return attention_op(*inputs)
 
 
 def attention(
@@ -601,15 +654,15 @@ def attention(
             "a call with a state has no gradients, but an argument requires them: call it under "
             "torch.no_grad(), or detach q, k and v"
         )
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(q=q, k=k, v=v, slopes=slopes, log_gates=log_gates)
     if needs_gradient or (quick is None and _is_watched(q, k, v)):
         if with_state:
             raise RuntimeError("a call with a state cannot be traced or transformed")
         if quick is not None:
             packed = None if cu_seqlens is None else packed_of(cu_seqlens)
-            y = _Eager.apply(
-                q, k, v, key_mask, _as_slopes(slopes), log_gates, packed, spec, is_causal, layout,
-                quick, quiet,
-            )
+            options = packed, spec, is_causal, layout, quick, quiet
+            y = _Eager.apply(q, k, v, key_mask, _as_slopes(slopes), log_gates, options)
         else:
             y = _traced(
                 q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec.to_json(), is_causal, layout
@@ -637,6 +690,15 @@ def attention(
         elif not quiet:
             warn(found)
     return give(y, state, return_state, found, diagnostics)
+
+
+def _refuse_tangents(**tensors) -> None:
+    """Torch would drop them without a word."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"{name} with shape {_shape(x)} has a forward gradient, which sata has not"
+            )
 
 
 def _found(q, k, v, key_mask, packed, slopes, log_gates, spec, is_causal, layout):

@@ -166,7 +166,7 @@ class StateCache(Cache):
             layer.state = State.load(path, device=device)
             layer.length = layer.state.positions[0]
             layer.dtype = getattr(torch, layer.state.dtype)
-            layer.device = torch.device(device)
+            layer.device = torch.device("cpu" if device == "emulated" else device)
             layer.is_initialized = True
             cache.layers.append(layer)
         lengths = {layer.length for layer in cache.layers}

@@ -298,6 +298,31 @@ def test_series_without_gradients_say_so(device):
         y.sum().backward()
 
 
+def test_transforms(device):
+    """What torch.func makes of it is right, or refused."""
+    q, k, v = qkv(tokens=10, device=device)
+
+    def f(q, k, v):
+        return sata.attention(q, k, v, is_causal=True, terms=3)
+
+    each = torch.func.vmap(lambda *x: f(*(y[None] for y in x))[0])(q, k, v)
+    close(each, f(q, k, v), 1e-6)
+    by_q = torch.func.grad(lambda q: f(q, k, v).square().sum())(q)
+    leaf = q.clone().requires_grad_()
+    f(leaf, k, v).square().sum().backward()
+    close(by_q, leaf.grad, 1e-5)
+    one = lambda *x: f(*(y[None] for y in x)).square().sum()
+    close(torch.func.vmap(torch.func.grad(one))(q, k, v), leaf.grad, 1e-5)
+    with pytest.raises(RuntimeError):
+        torch.func.hessian(lambda q: f(q, k, v).sum())(q)
+    with pytest.raises(NotImplementedError, match="forward gradient"):
+        torch.func.jvp(lambda q: f(q, k, v), (q,), (q,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(NotImplementedError, match="forward gradient"):
+            f(dual, k, v)
+
+
 def test_autocast(device):
     q, k, v = (x.requires_grad_() for x in qkv(device=device))
     with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -504,3 +529,19 @@ def test_threads(device):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_other_gpus():
+    """Work on one GPU leaves the thread's current one as it was; states and calls must be together."""
+    q, k, v = qkv(device="cuda:1")
+    with torch.cuda.device(0), torch.no_grad():
+        y, state = sata.attention(q, k, v, is_causal=True, return_state=True)
+        assert torch.cuda.current_device() == 0 and y.device.index == 1
+        assert torch.empty(1, device="cuda").device.index == 0
+        with pytest.raises(RuntimeError, match="cuda:1"):
+            sata.attention(*(x.to("cuda:0") for x in (q, k, v)), state=state, is_causal=True)
+        moved = state.to("cuda:0")
+        close(moved.extend(*(x.to("cuda:0") for x in (q, k, v))), state.extend(q, k, v), 1e-6)
+        del state, moved
+        assert torch.empty(1, device="cuda").device.index == 0

@@ -46,10 +46,31 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Makes it the calling thread's own.
-    fn enter(&self) -> Result<(), Error> {
+    /// Makes it the calling thread's own, which it stays if the thread had none; another library's is
+    /// the thread's again when what is given back is dropped.
+    fn enter(&self) -> Result<Entered, Error> {
+        let before = result::ctx::get_current().map_err(failed("asking for the context"))?;
+        if before == Some(self.raw) {
+            return Ok(Entered { before: None });
+        }
         // SAFETY: a context that is still there, since we hold it or were promised so.
-        unsafe { result::ctx::set_current(self.raw) }.map_err(failed("entering the context"))
+        unsafe { result::ctx::set_current(self.raw) }.map_err(failed("entering the context"))?;
+        Ok(Entered { before })
+    }
+}
+
+/// A context that a thread is in, and which one it was in before.
+#[must_use]
+struct Entered {
+    before: Option<sys::CUcontext>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            // SAFETY: it was the thread's own a moment ago.
+            let _ = unsafe { result::ctx::set_current(before) };
+        }
     }
 }
 
@@ -141,7 +162,7 @@ impl Driver {
         let device = device(ordinal)?;
         let (properties, pools) = properties(device)?;
         let context = Self::primary(device)?;
-        context.enter()?;
+        let _entered = context.enter()?;
         if pools {
             keep_memory(device);
         }
@@ -168,7 +189,7 @@ impl Driver {
     pub(crate) unsafe fn with_context(context: *mut c_void, stream: Stream) -> Result<Self, Error> {
         start()?;
         let context = Arc::new(Context { raw: context.cast(), retained: None });
-        context.enter()?;
+        let _entered = context.enter()?;
         let mut device = 0;
         // SAFETY: a place for a device; the context is the current one.
         unsafe { sys::cuCtxGetDevice(&mut device) }
@@ -196,7 +217,7 @@ impl Driver {
         Driver { context, properties, stream, owned, pools, loaded, allowed }
     }
 
-    fn enter(&self) -> Result<(), Error> {
+    fn enter(&self) -> Result<Entered, Error> {
         self.context.enter()
     }
 
@@ -243,7 +264,9 @@ fn keep_memory(device: sys::CUdevice) {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        if self.owned && self.enter().is_ok() {
+        if self.owned
+            && let Ok(_entered) = self.enter()
+        {
             // SAFETY: made by us, and nobody has it any more. What is under way in it goes on.
             let _ = unsafe { result::stream::destroy(self.stream.0.cast()) };
         }
@@ -256,7 +279,7 @@ impl Backend for Driver {
     }
 
     fn memory(&self) -> Result<(usize, usize), Error> {
-        self.enter()?;
+        let _entered = self.enter()?;
         result::mem_get_info().map_err(failed("asking for free memory"))
     }
 
@@ -271,7 +294,7 @@ impl Backend for Driver {
         let code = self.loaded.get_or(key, || {
             let compile = || Ok(nvrtc.compile(unit, &arch, false)?.cubin);
             let cubin = Cache::usual().get_or(key, compile)?;
-            self.enter()?;
+            let _entered = self.enter()?;
             // SAFETY: machine code for this device, made by its compiler, as the digest says.
             let raw = unsafe { result::module::load_data(cubin.as_ptr().cast()) };
             let raw = raw.map_err(failed("loading a kernel"))?;
@@ -289,7 +312,7 @@ impl Backend for Driver {
     }
 
     fn alloc(&self, bytes: usize, stream: Stream) -> Result<u64, Error> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let bytes = bytes.max(1);
         // SAFETY: the stream is one of the context; what the memory holds is for others to set.
         let address = unsafe {
@@ -303,9 +326,9 @@ impl Backend for Driver {
     }
 
     unsafe fn free(&self, address: u64, _: usize, stream: Stream) {
-        if self.enter().is_err() {
+        let Ok(_entered) = self.enter() else {
             return;
-        }
+        };
         // SAFETY: it was allocated so, and whatever was enqueued before comes first. A failure says
         // that the context is lost, and the memory with it.
         let _ = unsafe {
@@ -321,7 +344,7 @@ impl Backend for Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: promised by the caller.
         unsafe { result::memset_d8_async(to, byte, bytes, stream.0.cast()) }
             .map_err(failed("filling memory"))
@@ -331,7 +354,7 @@ impl Backend for Driver {
         if from.is_empty() {
             return Ok(());
         }
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: promised by the caller. Memory that is not pinned has been read when it returns.
         unsafe { result::memcpy_htod_async(to, from, stream.0.cast()) }
             .map_err(failed("copying to the device"))?;
@@ -343,7 +366,7 @@ impl Backend for Driver {
         if to.is_empty() {
             return self.synchronize(stream);
         }
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: promised by the caller; `to` is borrowed until the stream has been waited for.
         unsafe { result::memcpy_dtoh_async(to, from, stream.0.cast()) }
             .map_err(failed("copying from the device"))?;
@@ -354,7 +377,7 @@ impl Backend for Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: promised by the caller.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.0.cast()) }
             .map_err(failed("copying on the device"))
@@ -369,7 +392,7 @@ impl Backend for Driver {
         _: &[usize],
         stream: Stream,
     ) -> Result<(), Error> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let Launch { grid, block, shared } = launch;
         let mut run = || -> Result<(), DriverError> {
             self.allow(entry, shared)?;
@@ -393,14 +416,14 @@ impl Backend for Driver {
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), Error> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: the stream is one of the context.
         unsafe { result::stream::synchronize(stream.0.cast()) }
             .map_err(failed("waiting for the device"))
     }
 
     fn record(&self, stream: Stream) -> Result<Box<dyn Moment>, Error> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
         let event = event.map_err(failed("making an event"))?;
         let event = Event { context: self.context.clone(), raw: event };
@@ -411,7 +434,7 @@ impl Backend for Driver {
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<(), Error> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is one of the context.
         unsafe { result::stream::begin_capture(stream.0.cast(), mode) }
@@ -419,7 +442,7 @@ impl Backend for Driver {
     }
 
     fn end_capture(&self, stream: Stream) -> Result<Box<dyn Recorded>, Error> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: the stream is one of the context.
         let graph = unsafe { result::stream::end_capture(stream.0.cast()) };
         let graph = graph.map_err(failed("ending a capture"))?;
@@ -448,7 +471,7 @@ unsafe impl Sync for Code {}
 
 impl Drop for Code {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if let Ok(_entered) = self.context.enter() {
             // SAFETY: loaded by us; kernels hold it while they may be launched.
             let _ = unsafe { result::module::unload(self.raw) };
         }
@@ -457,7 +480,7 @@ impl Drop for Code {
 
 impl Module for Code {
     fn entry(&self, name: &str) -> Result<(Entry, KernelProperties), Error> {
-        self.context.enter()?;
+        let _entered = self.context.enter()?;
         let c_name = CString::new(name)
             .map_err(|_| Error::argument("kernel", "its name has a zero byte"))?;
         // SAFETY: a module that is loaded.
@@ -500,7 +523,7 @@ unsafe impl Sync for Graph {}
 
 impl Recorded for Graph {
     fn run(&self, stream: Stream) -> Result<(), Error> {
-        self.context.enter()?;
+        let _entered = self.context.enter()?;
         // SAFETY: the graph was made ready, and the stream is one of the context.
         unsafe { result::graph::launch(self.ready, stream.0.cast()) }
             .map_err(failed("launching a graph"))
@@ -509,9 +532,9 @@ impl Recorded for Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.context.enter().is_err() {
+        let Ok(_entered) = self.context.enter() else {
             return;
-        }
+        };
         // SAFETY: both were made by us, if they were.
         unsafe {
             if !self.ready.is_null() {
@@ -539,7 +562,7 @@ impl Moment for Event {
         let earlier = earlier.as_any().downcast_ref::<Event>();
         let earlier =
             earlier.ok_or_else(|| Error::argument("moment", "it is of another device"))?;
-        self.context.enter()?;
+        let _entered = self.context.enter()?;
         // SAFETY: both were recorded; the later is waited for first.
         let milliseconds = unsafe {
             result::event::synchronize(self.raw).map_err(failed("waiting for an event"))?;
@@ -555,7 +578,7 @@ impl Moment for Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if let Ok(_entered) = self.context.enter() {
             // SAFETY: made by us.
             let _ = unsafe { result::event::destroy(self.raw) };
         }
