@@ -111,12 +111,15 @@ impl Plan {
         };
         let tally = Buffer::zeroed(self.device(), 1)?;
         let pending = pending(&problem, shape, strict, tally);
-        if self.wish().matrix && stream::serves(&problem, self.wish()) {
-            stream::run(self, &problem, self.wish(), &pending.tally)?;
-        } else if self.wish().matrix && hopper::serves(&problem) {
-            hopper::run(self, &problem, self.wish(), &pending.tally)?;
+        let wish = self.wish();
+        let small = wish.matrix && stream::serves(&problem, wish);
+        let wide = wish.matrix && hopper::serves(&problem);
+        if small && !(wide && stream::is_short(&problem, wish)) {
+            stream::run(self, &problem, wish, &pending.tally)?;
+        } else if wide {
+            hopper::run(self, &problem, wish, &pending.tally)?;
         } else {
-            generic::run(self, &problem, self.wish(), &pending.tally)?;
+            generic::run(self, &problem, wish, &pending.tally)?;
         }
         Ok(pending)
     }

@@ -35,6 +35,8 @@ const MOST_BLOCKS: usize = 65_535;
 /// chunk.
 const MOST_NEAR: usize = 1024;
 const SCAN_THREADS: usize = 256;
+/// Queries of a short sequence at most.
+const SHORT: usize = 1024;
 /// Bytes that are kept between launches at most, unless one head needs more.
 const WORK_BYTES: usize = 1 << 30;
 
@@ -72,6 +74,18 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
         && problem.sequences.iter().all(|s| s.queries < MOST_TOKENS)
         && problem.sequences.len() <= MOST_BLOCKS
         && problem.kv_heads <= MOST_BLOCKS
+}
+
+/// Whether sequences are so short that it is faster to weigh all keys by the polynomial, which other
+/// kernels do better (measured on an H100 at d = 16, P = 4).
+pub(crate) fn is_short(problem: &Problem<'_>, wish: Wish) -> bool {
+    let spec = problem.spec;
+    spec.d_key() == 16
+        && spec.near() == Near::None
+        && spec.orders().contains(&3)
+        && wish.form.is_none()
+        && wish.chunk.is_none()
+        && problem.sequences.iter().all(|s| s.queries <= SHORT)
 }
 
 fn shape(problem: &Problem<'_>) -> Shape {
