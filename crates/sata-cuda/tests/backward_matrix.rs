@@ -20,6 +20,8 @@ use sata_cuda::Plan;
 
 /// What weights and gradients in bf16 leave.
 const ALLOWED: f64 = 1.2e-2;
+/// How much more gradients by gates and slopes may be off, which are small differences of large sums.
+const OF_DECAYS: f64 = 6.0;
 
 struct Case {
     series: Series,
@@ -61,7 +63,16 @@ fn check(rng: &mut StdRng, case: Case) {
     for form in [Form::Direct, Form::State] {
         let plan = Plan::new(&device(), &spec).unwrap().with_form(form).with_chunk(64);
         let got = gradients::<bf16>(&plan, &inputs, &fade, case.causal, &dy);
-        assert_gradients(&format!("{what}, {form:?}"), &got, &want, case.tokens[1], ALLOWED);
+        let what = format!("{what}, {form:?}");
+        let [of_tensors, of_decays] = [0..3, 3..5].map(|which| {
+            let only = |all: &[Vec<f64>; 5]| {
+                std::array::from_fn(|i| if which.contains(&i) { all[i].clone() } else { vec![] })
+            };
+            [only(&got), only(&want)]
+        });
+        let keys = case.tokens[1];
+        assert_gradients(&what, &of_tensors[0], &of_tensors[1], keys, ALLOWED);
+        assert_gradients(&what, &of_decays[0], &of_decays[1], keys, OF_DECAYS * ALLOWED);
         let again = gradients::<bf16>(&plan, &inputs, &fade, case.causal, &dy);
         assert_eq!(bits(&got), bits(&again), "{what}, {form:?}: another run differs");
     }
@@ -132,8 +143,7 @@ fn sums_of_matrix_units() {
     let mut rng = rng();
     let fixed = Series::Fixed { coefficients: vec![0.7, 0.0, 0.3] };
     let mut wrong = 0;
-    // Gradients by gates and slopes are small differences of large sums.
-    let allowed = [1.0, 1.0, 1.0, 3.0, 3.0].map(|factor| factor * ALLOWED);
+    let allowed = [1.0, 1.0, 1.0, OF_DECAYS, OF_DECAYS].map(|factor| factor * ALLOWED);
     for (i, (dims, series, terms, gain)) in [
         ([16, 16], Series::Taylor, 4, 0.3),
         ([24, 8], fixed, 3, 1.0),
