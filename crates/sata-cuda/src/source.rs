@@ -30,6 +30,8 @@ const HEADERS: &[(&str, &str)] = headers![
     "stream.cuh",
     "stream_backward.cuh",
     "stream_backward_fetch.cuh",
+    "stream_backward_pairs.cuh",
+    "stream_backward_tables.cuh",
 ];
 
 /// A kernel file with its defines: what is compiled, loaded and cached as one.
