@@ -263,7 +263,7 @@ def inspect(
         def add(y, series, terms, near, state_bytes, layer=layer):
             errors = np.linalg.norm(y - exact, axis=-1) / length
             for head in range(errors.shape[1]):
-                # No number counts as infinitely wrong: in the quantiles, and in `non_finite` beside them.
+                # No number counts as infinitely wrong: in the quantiles, and in `unusable` beside them.
                 of_head = errors[:, head].ravel()
                 of_head = np.where(np.isnan(of_head), np.inf, of_head)
                 rows.append(
