@@ -478,6 +478,11 @@ class _Eager(torch.autograd.Function):
         )
 
 
+# Past what torch's own way to it does for classes and transforms that this is not, which takes longer
+# than all else of a small call.
+_eager = super(torch.autograd.Function, _Eager).apply
+
+
 class _Transformed(torch.autograd.Function):
     """The operation under torch.func, which takes no other gradients than those of such a class."""
 
@@ -662,7 +667,7 @@ def attention(
         if quick is not None:
             packed = None if cu_seqlens is None else packed_of(cu_seqlens)
             options = packed, spec, is_causal, layout, quick, quiet
-            y = _Eager.apply(q, k, v, key_mask, _as_slopes(slopes), log_gates, options)
+            y = _eager(q, k, v, key_mask, _as_slopes(slopes), log_gates, options)
         else:
             y = _traced(
                 q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec.to_json(), is_causal, layout
