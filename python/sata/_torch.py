@@ -436,7 +436,7 @@ class _Eager(torch.autograd.Function):
     """The operation where nothing watches: it costs a tenth of what torch's own way to it does."""
 
     @staticmethod
-    def forward(ctx, q, k, v, key_mask, slopes, log_gates, options):
+    def forward(ctx, q, k, v, options, key_mask=None, slopes=None, log_gates=None):
         packed, spec, is_causal, layout, quick, quiet = options
         of_slopes = None if slopes is None else slopes_of(slopes)
         y, found = _forward(
@@ -445,16 +445,22 @@ class _Eager(torch.autograd.Function):
         )
         if found is not None and not quiet:
             warn(found)
-        ctx.save_for_backward(q, k, v, key_mask, slopes, log_gates)
+        if key_mask is slopes is log_gates is None:
+            ctx.save_for_backward(q, k, v)
+        else:
+            ctx.save_for_backward(q, k, v, key_mask, slopes, log_gates)
         ctx.options = options
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        q, k, v, key_mask, slopes, log_gates = ctx.saved_tensors
+        # Asked for once: hooks of checkpoints take no more.
+        saved = ctx.saved_tensors
+        q, k, v = saved[:3]
+        key_mask, slopes, log_gates = saved[3:] or (None, None, None)
         packed, spec, is_causal, layout, _, _ = ctx.options
-        want_slopes = slopes is not None and ctx.needs_input_grad[4]
-        want_gates = log_gates is not None and ctx.needs_input_grad[5]
+        want_slopes = slopes is not None and ctx.needs_input_grad[5]
+        want_gates = log_gates is not None and ctx.needs_input_grad[6]
         if torch.is_grad_enabled():
             # A graph of gradients is wanted: the operation says that they have none.
             ends = (None, None) if packed is None else tuple(torch.tensor(x) for x in packed)
@@ -473,8 +479,8 @@ class _Eager(torch.autograd.Function):
             if want_gates:
                 d_gates = d_gates.to(log_gates.dtype)
         return (
-            dq, dk, dv, None, d_slopes if want_slopes else None, d_gates if want_gates else None,
-            None,
+            dq, dk, dv, None, None, d_slopes if want_slopes else None,
+            d_gates if want_gates else None,
         )
 
 
@@ -667,7 +673,10 @@ def attention(
         if quick is not None:
             packed = None if cu_seqlens is None else packed_of(cu_seqlens)
             options = packed, spec, is_causal, layout, quick, quiet
-            y = _eager(q, k, v, key_mask, _as_slopes(slopes), log_gates, options)
+            if key_mask is slopes is log_gates is None:
+                y = _eager(q, k, v, options)
+            else:
+                y = _eager(q, k, v, options, key_mask, _as_slopes(slopes), log_gates)
         else:
             y = _traced(
                 q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec.to_json(), is_causal, layout
