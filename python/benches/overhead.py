@@ -33,7 +33,7 @@ def kernel(q, k, v, spec, rounds, calls):
     y = torch.empty_like(q)
     parts = (_torch._tensor(x, "bhtd") for x in (q, k, v, y))
     place = _torch._place(q)
-    return _native.kernel_seconds(spec, _torch._CODES[q.dtype], *parts, True, rounds, calls, place)
+    return _native.kernel_seconds(spec, _torch.CODES[q.dtype], *parts, True, rounds, calls, place)
 
 
 def main():
