@@ -4,7 +4,7 @@ pub mod calibrate;
 mod encoder;
 pub mod eval;
 pub mod generate;
-mod passages;
+pub mod passages;
 mod report;
 mod spec;
 
