@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use sata_lm::pretrained::calibrate::{Choice, choose, measure, record, statistics};
-use sata_lm::pretrained::{Far, HeadSetting, Heads, Kind, Llama, MemorySetting, Setting};
+use sata_lm::pretrained::calibrate::{Choice, Recorded, choose, measure, record, statistics};
+use sata_lm::pretrained::{
+    Bert, Calibration, Far, HeadSetting, Heads, Kind, Llama, MemorySetting, Setting,
+};
 use serde::Serialize;
 
 use super::passages::text;
@@ -36,7 +38,7 @@ pub struct CalibrateArgs {
     /// Tokens to read
     #[arg(long, value_name = "N", default_value = "4096", value_parser = size)]
     context: usize,
-    /// Candidates, as for `sata eval --attention` [default: windows of 64 to 1,024 tokens with 4 sinks,
+    /// Candidates, as for `sata eval --attention`; for an encoder the one setting of all heads [default: windows of 64 to 1,024 tokens with 4 sinks,
     /// alone and with 32 to 1,024 groups]
     #[arg(long, value_name = "SPEC", num_args = 1..)]
     candidates: Vec<String>,
@@ -161,6 +163,27 @@ struct Report {
     choices: Vec<Vec<Choice>>,
 }
 
+/// One setting for all heads of an encoder, with what parts of a text say about them.
+fn encoder(args: &CalibrateArgs, model: &Bert, tokens: &[u32]) -> Outcome<Setting> {
+    let [candidate] = &args.candidates[..] else {
+        return Err(Failure::new("--model is an encoder: --candidates must name the one setting")
+            .hint("--candidates groups:128, for example"));
+    };
+    let d = model.config().head_dim();
+    let mut setting = named(candidate, d)?.setting;
+    let mut layers = vec![Recorded::default(); model.config().layers];
+    let wants = tokens.len().min(args.context);
+    for part in tokens[..wants].chunks(model.config().positions) {
+        let softmax = Setting::softmax();
+        model.hidden(part, &softmax, &mut |layer, qkv| layers[layer].push(qkv))?;
+    }
+    let known = |layer: &Recorded| -> Vec<Arc<Calibration>> {
+        (0..model.config().heads).map(|head| Arc::new(statistics(layer, head, d, true))).collect()
+    };
+    setting.calibration = layers.iter().map(known).collect();
+    Ok(setting)
+}
+
 /// Runs `sata calibrate`.
 ///
 /// # Errors
@@ -168,12 +191,22 @@ struct Report {
 pub fn run(args: &CalibrateArgs) -> Outcome {
     let mut output = Staged::new(&args.output, "--output")?;
     let loaded = load(&args.model)?;
-    let Kind::Llama(model) = &loaded.model else {
-        return Err(Failure::new("--model is an encoder: settings are chosen for decoders")
-            .hint("`sata eval --attention groups:128` measures an encoder"));
-    };
     let text = text(&args.text)?;
     let tokens = loaded.tokenizer.encode(&text)?.0;
+    let model = match &loaded.model {
+        Kind::Llama(model) => model,
+        Kind::Bert(model) => {
+            let setting = encoder(args, model, &tokens)?;
+            setting.check_sizes(sizes(&loaded.model))?;
+            output.write(json(&setting)?.as_bytes())?;
+            output.commit()?;
+            return say(format!(
+                "{} with a calibration: wrote {}",
+                args.candidates[0],
+                args.output.display()
+            ));
+        }
+    };
     let config = model.config();
     let Some(tokens) = tokens.get(..args.context) else {
         let (wants, has) = (args.context, tokens.len());

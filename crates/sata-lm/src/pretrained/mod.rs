@@ -26,4 +26,4 @@ pub use llama::{Llama, LlamaConfig, LlamaSession, Observer};
 pub use load::{Kind, Pretrained};
 pub use safe::SafeTensorsFile;
 pub use tensors::Tensor;
-pub use tokenizer::TextTokenizer;
+pub use tokenizer::{Encoded, TextTokenizer};

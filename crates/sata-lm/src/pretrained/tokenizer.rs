@@ -27,6 +27,9 @@ pub struct TextTokenizer {
     end: Option<u32>,
 }
 
+/// Tokens, and the first byte of a text and the byte after the last that each stands for.
+pub type Encoded = (Vec<u32>, Vec<(usize, usize)>);
+
 /// Words of the tokenizers that split as GPT-2's does.
 const GPT2: [&str; 4] = ["default", "gpt-2", "gpt2", "jais"];
 /// … and digits one by one first.
@@ -192,12 +195,11 @@ impl TextTokenizer {
         self.end
     }
 
-    /// Tokens of a text, with what the tokenizer puts around it, and the text's bytes that each stands
-    /// for, ascending; those of tokens that were put around it are empty.
+    /// Tokens of a text, with what the tokenizer puts around it; those stand for no bytes.
     ///
     /// # Errors
     /// [`PretrainedError::Input`] for text that it cannot take.
-    pub fn encode(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>), PretrainedError> {
+    pub fn encode(&self, text: &str) -> Result<Encoded, PretrainedError> {
         let encoding = self
             .inner
             .encode(text, true)

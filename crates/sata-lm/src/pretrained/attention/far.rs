@@ -87,14 +87,14 @@ fn features(rows: &[f32], d: usize, rotated: usize, weighted: bool) -> Vec<f32> 
         for i in 0..rotated {
             for j in i..rotated {
                 let pair = u[i] * u[j];
-                for k in j..rotated {
+                for (k, &third) in u.iter().enumerate().skip(j) {
                     let times = match (i == j, j == k) {
                         _ if !weighted => 1.0,
                         (true, true) => 1.0,
                         (false, false) => 6.0,
                         _ => 3.0,
                     };
-                    out.push(times * pair * u[k]);
+                    out.push(times * pair * third);
                 }
             }
         }

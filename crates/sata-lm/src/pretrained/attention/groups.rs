@@ -239,11 +239,11 @@ mod tests {
             assert!(groups.len() <= 10);
         }
         assert_eq!(groups.counts.iter().sum::<f32>(), 160.0);
-        for c in 0..d {
+        for (c, sum) in sum.iter().enumerate() {
             let total: f64 = (0..groups.len())
                 .map(|g| f64::from(groups.counts[g]) * f64::from(groups.values[g * d + c]))
                 .sum();
-            assert!((total - sum[c]).abs() < 1e-3);
+            assert!((total - sum).abs() < 1e-3);
         }
     }
 }
