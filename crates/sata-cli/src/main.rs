@@ -18,6 +18,7 @@ mod near;
 mod numbers;
 mod output;
 mod plot;
+mod pretrained;
 mod progress;
 mod reproduce;
 mod series;
@@ -63,6 +64,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Compare trained models: their curves, and bits per byte near and far
     Compare(compare::CompareArgs),
+    /// Choose an attention for every head of a model that already exists, under a budget of memory
+    Calibrate(pretrained::calibrate::CalibrateArgs),
     /// Measure a model: bits per byte by position, recall of pairs, needles in a text
     Eval(eval::EvalArgs),
     /// Measure this machine
@@ -105,6 +108,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Reproduce(args) => reproduce::run(args),
         Command::Corpus(args) => corpus::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Calibrate(args) => pretrained::calibrate::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
