@@ -88,7 +88,7 @@ impl Model {
         Self::from_tensors(config, tensors.collect())
     }
 
-    /// The model whose weights are these tensors, all of one type. It has gradients only where
+    /// The model whose weights are these tensors, all of one type and on one device. It has gradients only where
     /// they are variables.
     ///
     /// # Errors
@@ -104,8 +104,9 @@ impl Model {
             let got = x.dtype();
             return Err(Error::Msg(format!("{name} is {got:?}, but embed.weight is {dtype:?}")));
         }
+        let device = tensors.get("embed.weight").map_or(&Device::Cpu, Tensor::device).clone();
         let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-        Self::new(config, VarBuilder::from_tensors(tensors, dtype, &Device::Cpu))
+        Self::new(config, VarBuilder::from_tensors(tensors, dtype, &device))
     }
 
     /// What it is.
@@ -159,8 +160,13 @@ impl Model {
                 return Err(Error::Msg(error).bt());
             }
         };
+        let mut targets = tokens.narrow(1, 1, length)?;
+        if self.embed.device().is_cuda() {
+            // Now, while nothing is under way that a copy would wait for.
+            targets = targets.contiguous()?.to_device(self.embed.device())?;
+        }
         let hidden = self.hidden(&tokens.narrow(1, 0, length)?)?;
-        projected_cross_entropy(&hidden, &self.embed, &tokens.narrow(1, 1, length)?)
+        projected_cross_entropy(&hidden, &self.embed, &targets)
     }
 }
 

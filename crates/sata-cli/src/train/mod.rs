@@ -1,8 +1,10 @@
 //! `sata train`: a language model from text.
 
+mod device;
 mod figure;
 mod report;
 mod setup;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -14,6 +16,7 @@ use crate::failure::{Failure, Outcome};
 use crate::numbers::size;
 use crate::output::{say, say_json};
 use crate::{interrupt, machine, plot};
+use device::Profile;
 use report::{Report, Summary};
 use setup::Setup;
 
@@ -30,6 +33,9 @@ pub struct TrainArgs {
     /// A tokenizer.json to take; without one a tokenizer is trained on the text
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// Keep the texts' tokens in this folder, and take them from there when they are in it
+    #[arg(long, value_name = "DIR")]
+    pub tokens: Option<PathBuf>,
     /// Take this instead of what the settings say: KERNEL[+WORD…], see below
     #[arg(long, value_name = "WORDS")]
     pub attention: Option<String>,
@@ -42,6 +48,12 @@ pub struct TrainArgs {
     /// Threads, all processors if left away; the outcome does not depend on it
     #[arg(long, value_name = "N", value_parser = size)]
     pub threads: Option<usize>,
+    /// Where it is trained: cpu, cuda, or cuda:N for one of several GPUs
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// On a GPU, say what it spent its time with
+    #[arg(long)]
+    pub profile: bool,
     /// Take this instead of train.steps
     #[arg(long, value_name = "N", value_parser = size)]
     pub steps: Option<usize>,
@@ -76,6 +88,10 @@ Settings, with what holds where they are left away:
     seed = 0, evaluate_every = 100, evaluate_tokens = 32768, checkpoint_every = 500,
     validation = 0.05 (the last part of every file) or [\"PATH\", …]
 
+On a GPU (a program that was built for it, docs/gpu.md) products of matrices and attention are in
+bf16, summed in f32, and small micro-batches go through the model together; all else is as on the CPU,
+checkpoints included, which either goes on from.
+
 Ctrl-C writes a checkpoint and stops, with exit code 130; --resume then goes on with the same curve,
 as it does after a kill, from the last checkpoint.";
 
@@ -92,12 +108,16 @@ pub fn run(args: &TrainArgs) -> Outcome {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     machine::set_threads(Some(threads))?;
-    let Setup { settings, identity, config, folder, mut trainer } = Setup::new(args, threads)?;
+    let device = device::open(&args.device)?;
+    let Setup { settings, identity, config, folder, mut trainer } =
+        Setup::new(args, threads, &device)?;
     let stop = interrupt::flag()?;
     let mut report = Report::new(&settings, &trainer);
+    let mut profile = Profile::new(args.profile, &device);
     while !trainer.is_finished() {
         let point = trainer.step().map_err(|error| kept(error, args))?;
         report.step(&point);
+        profile.step()?;
         let stopping = stop.load(Ordering::Relaxed) && !trainer.is_finished();
         if stopping || trainer.is_checkpoint_due() {
             report.saving();
@@ -113,7 +133,8 @@ pub fn run(args: &TrainArgs) -> Outcome {
         }
     }
     report.finish();
-    let summary = Summary::new(&args.out, &trainer, report.tokens_per_second());
+    let speed = (report.tokens_per_second(), report.usual_tokens_per_second());
+    let summary = Summary::new(&args.out, &trainer, speed, profile.finish());
     if args.json { say_json(&summary) } else { say(summary) }
 }
 

@@ -9,6 +9,8 @@ mod checkpoint;
 mod data;
 mod error;
 mod folder;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod optimizer;
 mod schedule;
 mod settings;
