@@ -1,9 +1,9 @@
 // AdamW over many parameters at once.
 //
 // Each part is a parameter's weights, gradient, first and second moments, f32 [n]; a block takes SHARE elements of one.
-// squares: sums of squared gradients, f64, one for each block. norm: their sum to `norm` f64 [1].
-// update: as of the mean of `batches` summed gradients, clipped to a norm; nothing changes when it is not finite.
-// add: first moments' place holds sums, to which gradients are added.
+// squares: sums of squared gradients, f64, one for each block. gradient_norm: their sum to `norm` f64 [1].
+// adamw: as of the mean of `batches` summed gradients, clipped to a norm; nothing changes when it is not finite.
+// add_gradients: first moments' place holds sums, to which gradients are added.
 #include "prelude.cuh"
 
 struct Part {
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(256) squares(const __grid_constant_
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) norm(const __grid_constant__ Update p) {
+extern "C" __global__ void __launch_bounds__(256) gradient_norm(const __grid_constant__ Update p) {
     __shared__ f64 sums[256];
     f64 sum = 0.0;
     for (int i = int(threadIdx.x); i < p.blocks; i += 256) sum += p.sums[i];
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256) norm(const __grid_constant__ U
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) update(const __grid_constant__ Update p) {
+extern "C" __global__ void __launch_bounds__(256) adamw(const __grid_constant__ Update p) {
     const f64 norm = p.norm[0];
     if (!(norm < 1e300)) return;
     const Part& part = part_of(p, int(blockIdx.x));
@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(256) update(const __grid_constant__
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) add(const __grid_constant__ Update p) {
+extern "C" __global__ void __launch_bounds__(256) add_gradients(const __grid_constant__ Update p) {
     const Part& part = part_of(p, int(blockIdx.x));
     const i64 first = i64(int(blockIdx.x) - part.block) * SHARE;
     for (i64 i = first + threadIdx.x; i < first + SHARE && i < part.n; i += 256) part.first[i] += part.gradient[i];

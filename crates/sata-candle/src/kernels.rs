@@ -313,7 +313,7 @@ impl Kernels {
             "embed" | "embed_segments" | "embed_tokens" | "losses" | "mean" => {
                 unit!("tokens.cu").size_of::<Embed>("EMBED_BYTES").size_of::<Loss>("LOSS_BYTES")
             }
-            "squares" | "norm" | "update" | "add" => unit!("update.cu")
+            "squares" | "gradient_norm" | "adamw" | "add_gradients" => unit!("update.cu")
                 .size_of::<RawUpdate>("UPDATE_BYTES")
                 .define("PARTS", PARTS)
                 .define("SHARE", SHARE),
@@ -548,8 +548,8 @@ impl Kernels {
         unsafe {
             self.each_group("squares", parameters, step, sums, norm)?;
             let all = group(&[], step, sums, norm, Self::update_blocks(parameters));
-            self.run("norm", 0, Launch::linear(1, 256), &all)?;
-            self.each_group("update", parameters, step, sums, norm)
+            self.run("gradient_norm", 0, Launch::linear(1, 256), &all)?;
+            self.each_group("adamw", parameters, step, sums, norm)
         }
     }
 
@@ -562,7 +562,7 @@ impl Kernels {
     /// As for [`Kernels::rms_norm`].
     pub unsafe fn add(&self, parameters: &[Parameter]) -> Result<(), Error> {
         // SAFETY: promised by the caller.
-        unsafe { self.each_group("add", parameters, &Step::default(), 0, 0) }
+        unsafe { self.each_group("add_gradients", parameters, &Step::default(), 0, 0) }
     }
 
     /// # Safety

@@ -19,6 +19,7 @@ mod numbers;
 mod output;
 mod plot;
 mod progress;
+mod recall;
 mod reproduce;
 mod series;
 mod softmax;
@@ -59,6 +60,8 @@ enum Command {
     Tokenizer(tokenizer::TokenizerArgs),
     /// Train a language model on text
     Train(train::TrainArgs),
+    /// Train a small model on recalling pairs, and measure what it recalls
+    Recall(recall::RecallArgs),
     /// Write text with a model, at constant cost per token
     Generate(generate::GenerateArgs),
     /// Compare trained models: their curves, and bits per byte near and far
@@ -109,6 +112,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Generate(args) => generate::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Train(args) => train::run(args),
+        Command::Recall(args) => recall::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),
         Command::Verify(args) => verify::run(args),
         Command::Bench(bench::BenchCommand::Gpu(args)) => bench::gpu::run(args),

@@ -1,6 +1,6 @@
 //! `sata train`: a language model from text.
 
-mod device;
+pub mod device;
 mod figure;
 mod report;
 mod setup;

@@ -99,8 +99,7 @@ impl Gpu {
     ) -> Result<Measured, TrainError> {
         let micro_batches = settings.micro_batches();
         let draw = Draw { seed: settings.seed };
-        let (mut losses, mut sums) = (vec![], Vec::<Tensor>::new());
-        for Group { first, count, length } in groups(settings, step) {
+        let parts = groups(settings, step).into_iter().map(|Group { first, count, length }| {
             let rows = settings.micro_batch * settings.context / length;
             let starts = (first..first + count).flat_map(|i| {
                 (0..rows).map(move |row| {
@@ -108,11 +107,27 @@ impl Gpu {
                     draw.window(tokens.ids.len(), length, place).start
                 })
             });
-            let batch = batch(&tokens.ids, starts, length)?;
-            let mut loss = model.loss(&batch).map_err(TrainError::Model)?;
-            if count < micro_batches {
-                loss = (loss * (count as f64 / micro_batches as f64))?;
+            let loss =
+                model.loss(&batch(&tokens.ids, starts, length)?).map_err(TrainError::Model)?;
+            if count == micro_batches {
+                return Ok(loss);
             }
+            Ok((loss * (count as f64 / micro_batches as f64))?)
+        });
+        self.descend(parameters, settings, step, parts)
+    }
+
+    /// The update by the sum of losses, which are made one by one.
+    pub fn descend(
+        &mut self,
+        parameters: &[Parameter],
+        settings: &TrainSettings,
+        step: usize,
+        parts: impl Iterator<Item = Result<Tensor, TrainError>>,
+    ) -> Result<Measured, TrainError> {
+        let (mut losses, mut sums) = (vec![], Vec::<Tensor>::new());
+        for loss in parts {
+            let loss = loss?;
             let mut gradients = loss.backward()?;
             let gradients = parameters
                 .iter()

@@ -141,6 +141,27 @@ impl Parameters {
         Ok(Measured { loss, gradient_norm: sum.sqrt() / micro_batches as f64 })
     }
 
+    /// Takes the gradients of one loss, on the current pool.
+    pub fn of_one(&mut self, loss: &Tensor, step: usize) -> Result<Measured, TrainError> {
+        let value = scalar(loss)?;
+        if !value.is_finite() {
+            return Err(TrainError::NonFinite { step, what: "the loss".into(), value });
+        }
+        let mut gradients = loss.backward()?;
+        for parameter in &mut self.0 {
+            let Some(gradient) = gradients.remove(&parameter.var) else {
+                let name = &parameter.name;
+                return Err(TrainError::unfit(format!("parameter {name} gets no gradient")));
+            };
+            add(&mut parameter.gradient, &gradient.contiguous()?, true)?;
+        }
+        let sum: f64 = self.0.iter().map(|parameter| squares(&parameter.gradient)).sum();
+        if !sum.is_finite() {
+            return Err(self.not_finite(step));
+        }
+        Ok(Measured { loss: value, gradient_norm: sum.sqrt() })
+    }
+
     fn not_finite(&self, step: usize) -> TrainError {
         let found = self.0.iter().find_map(|parameter| {
             let bad = parameter.gradient.iter().find(|x| !x.is_finite())?;
