@@ -180,7 +180,9 @@ impl RecallTrainer {
     fn descend(&mut self, batch: &Batch, step: usize) -> Result<Measured, TrainError> {
         let RecallTrainer { settings, model, parameters, workers, .. } = self;
         let pairs = batch.answers.len() / batch.tokens.dims()[0];
-        let loss = || Ok(model.loss_of_answers(&batch.tokens, batch.first, pairs)?);
+        let loss = || -> Result<Tensor, TrainError> {
+            Ok(model.loss_of_answers(&batch.tokens, batch.first, pairs)?)
+        };
         #[cfg(feature = "cuda")]
         if let Some(gpu) = &mut self.gpu {
             return gpu.descend(&parameters.0, settings, step, std::iter::once_with(loss));
