@@ -10,14 +10,14 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use clap::Args;
-use sata_lm::train::{Folder, Objective, TrainError, Trainer};
+use sata_lm::train::{Folder, Objective, Settings, TrainError, Trainer};
 
 use crate::failure::{Failure, Outcome};
 use crate::numbers::size;
 use crate::output::{say, say_json};
 use crate::{interrupt, machine, plot};
 use device::Profile;
-use report::{Report, Summary};
+use report::{AtLength, Report, Summary};
 use setup::Setup;
 
 /// Arguments of `sata train`.
@@ -54,6 +54,9 @@ pub struct TrainArgs {
     /// On a GPU, say what it spent its time with
     #[arg(long)]
     pub profile: bool,
+    /// At the end, also read all held-out text in sequences of so many times the training's context
+    #[arg(long, value_name = "TIMES,…", value_delimiter = ',')]
+    pub lengths: Vec<usize>,
     /// Take this instead of train.steps
     #[arg(long, value_name = "N", value_parser = size)]
     pub steps: Option<usize>,
@@ -133,9 +136,27 @@ pub fn run(args: &TrainArgs) -> Outcome {
         }
     }
     report.finish();
+    let at = lengths(args, &settings, &trainer)?;
     let speed = (report.tokens_per_second(), report.usual_tokens_per_second());
-    let summary = Summary::new(&args.out, &trainer, speed, profile.finish());
+    let summary = Summary::new(&args.out, &trainer, speed, profile.finish(), at);
     if args.json { say_json(&summary) } else { say(summary) }
+}
+
+/// Losses at the lengths that are asked for.
+fn lengths<M: Objective>(
+    args: &TrainArgs,
+    settings: &Settings,
+    trainer: &Trainer<M>,
+) -> Outcome<Vec<AtLength>> {
+    let bits_per_nat = trainer.corpus().validation.bits_per_byte();
+    let mut at = vec![];
+    for times in &args.lengths {
+        let length = settings.train.context.saturating_mul(*times);
+        if let Some(loss) = trainer.evaluate_at(length)? {
+            at.push(AtLength { length, loss, bits_per_byte: loss * bits_per_nat });
+        }
+    }
+    Ok(at)
 }
 
 fn plot_curve<M: Objective>(folder: &Folder, trainer: &Trainer<M>) -> Outcome {

@@ -160,6 +160,16 @@ fn clock(seconds: f64) -> String {
     }
 }
 
+/// Held-out text in sequences of one length.
+#[derive(Debug, Serialize)]
+pub struct AtLength {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Nats per token.
+    pub loss: f64,
+    pub bits_per_byte: f64,
+}
+
 /// What a training ended with.
 #[derive(Debug, Serialize)]
 pub struct Summary {
@@ -177,6 +187,8 @@ pub struct Summary {
     usual_tokens_per_second: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     profile: Vec<Share>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    at: Vec<AtLength>,
 }
 
 impl Summary {
@@ -186,6 +198,7 @@ impl Summary {
         trainer: &Trainer<M>,
         (tokens_per_second, usual_tokens_per_second): (f64, Option<f64>),
         profile: Vec<Share>,
+        at: Vec<AtLength>,
     ) -> Self {
         let last = trainer.curve().last();
         let validation = last.and_then(|point| point.validation);
@@ -201,6 +214,7 @@ impl Summary {
             tokens_per_second,
             usual_tokens_per_second,
             profile,
+            at,
         }
     }
 }
@@ -214,6 +228,12 @@ impl fmt::Display for Summary {
             write!(f, "held-out text {nats:.4} nats/token, {bits:.4} bits/byte, ")?;
         }
         write!(f, "{} tokens/s", grouped(*tokens_per_second as u128))?;
+        for AtLength { length, loss, bits_per_byte } in &self.at {
+            write!(
+                f,
+                "\nin sequences of {length}: {loss:.4} nats/token, {bits_per_byte:.4} bits/byte"
+            )?;
+        }
         for Share { name, calls, seconds, part } in &self.profile {
             write!(f, "\n{:>6.2} %  {seconds:>9.4} s  {calls:>8} calls  {name}", 100.0 * part)?;
         }

@@ -154,6 +154,26 @@ impl<M: Objective> Trainer<M> {
         Ok(measured)
     }
 
+    /// Mean loss, in nats per token, of all held-out text that fills sequences of `length` tokens,
+    /// each read from its beginning; none where there is too little of it.
+    ///
+    /// # Errors
+    /// What the model refuses.
+    pub fn evaluate_at(&self, length: usize) -> Result<Option<f64>, TrainError> {
+        let tokens = self.corpus.validation.ids.len();
+        let sequences = tokens.saturating_sub(1) / length.max(1);
+        if sequences == 0 || length == 0 {
+            return Ok(None);
+        }
+        let settings = TrainSettings {
+            context: length,
+            evaluate_tokens: sequences * length,
+            micro_batch: (self.settings.micro_batch * self.settings.context / length).max(1),
+            ..self.settings.clone()
+        };
+        self.evaluate(&settings, &self.corpus).map(Some)
+    }
+
     fn evaluate(&self, settings: &TrainSettings, corpus: &Corpus) -> Result<f64, TrainError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = &self.gpu {
