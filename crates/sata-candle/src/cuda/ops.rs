@@ -316,9 +316,9 @@ impl Map {
         let mut shape = x.1.dims().to_vec();
         shape.pop();
         shape.push(out);
-        // SAFETY, below: as large as they say.
         if residual.is_none() && !single {
             let y = room::<bf16>(device, rows * out)?;
+            // SAFETY: as large as they say.
             unsafe { gpu.product(x_matrix, w, Out::Bf16(address_of(&y)))? };
             return Ok(stored(y, device, shape));
         }
@@ -331,6 +331,7 @@ impl Map {
             device.memcpy_dtod(&slice, &mut y)?;
         }
         let out = Out::F32 { address: address_of(&y), add: residual.is_some() };
+        // SAFETY: as large as they say.
         unsafe { gpu.product(x_matrix, w, out)? };
         Ok(stored(y, device, shape))
     }
@@ -484,7 +485,6 @@ impl Lookup {
         let (vocab, n) = table.1.shape().dims2()?;
         let table = place(op, table.0, table.1, DType::F32)?;
         let order = Order::new(tokens, vocab);
-        let segments = order.segments.len() - 1;
         let mut all = tokens.to_vec();
         let mut at = [0; 3];
         for (at, list) in at.iter_mut().zip([&order.rows, &order.segments, &order.firsts]) {
@@ -504,7 +504,6 @@ impl Lookup {
             n: n as i64,
             ..Embed::default()
         };
-        let _ = segments;
         let _ = self.lists.set((lists, at));
         let _time = gpu.profile.time(&gpu.device, "embedding")?;
         // SAFETY: as large as they say.
@@ -587,16 +586,18 @@ impl Head {
                 padding: 0,
             };
             let to = Out::F32 { address: loss.logits, add: false };
-            // SAFETY, here and below: as large as they say.
+            // SAFETY: as large as they say.
             unsafe { gpu.product(hidden, weights.transposed(), to)? };
             {
                 let _time = gpu.profile.time(&gpu.device, "cross entropy")?;
+                // SAFETY: as large as they say.
                 unsafe { gpu.kernels.losses(&loss) }.map_err(failed)?;
             }
             if differentiable {
                 let g = Matrix::new(loss.gradient, n, vocab);
                 let to = Out::Bf16(address_of(&d_hidden) + (2 * first * width) as u64);
                 let sum = Out::F32 { address: address_of(&d_weight), add: first > 0 };
+                // SAFETY: as large as they say.
                 unsafe {
                     gpu.product(g, weights, to)?;
                     gpu.product(g.transposed(), hidden, sum)?;
