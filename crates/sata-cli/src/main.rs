@@ -20,9 +20,11 @@ mod output;
 mod plot;
 mod pretrained;
 mod progress;
+mod recall;
 mod reproduce;
 mod series;
 mod softmax;
+mod study;
 mod table;
 mod tensors;
 mod texts;
@@ -60,6 +62,10 @@ enum Command {
     Tokenizer(tokenizer::TokenizerArgs),
     /// Train a language model on text
     Train(train::TrainArgs),
+    /// Train a small model on recalling pairs, and measure what it recalls
+    Recall(recall::RecallArgs),
+    /// Tables and plots of many trainings
+    Study(study::StudyArgs),
     /// Write text with a model, at constant cost per token
     Generate(generate::GenerateArgs),
     /// Compare trained models: their curves, and bits per byte near and far
@@ -113,6 +119,8 @@ fn run(cli: &Cli) -> Outcome {
         Command::Generate(args) => generate::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Train(args) => train::run(args),
+        Command::Recall(args) => recall::run(args),
+        Command::Study(args) => study::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),
         Command::Verify(args) => verify::run(args),
         Command::Bench(bench::BenchCommand::Gpu(args)) => bench::gpu::run(args),

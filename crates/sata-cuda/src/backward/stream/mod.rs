@@ -157,9 +157,9 @@ pub(super) fn run(plan: &Plan, problem: &Problem<'_>, wanted: &Wanted<'_>) -> Re
     };
     let works: usize = problem.sequences.iter().map(|s| s.queries).sum();
     let queries = works * problem.kv_heads * problem.group;
-    let items = Buffer::from_slice(device, &cuts.items)?;
-    let parts = Buffer::from_slice(device, &cuts.parts)?;
-    let ranges = Buffer::from_slice(device, &cuts.ranges)?;
+    let items = units.table(&cuts.items)?;
+    let parts = units.table(&cuts.parts)?;
+    let ranges = units.table(&cuts.ranges)?;
     let of_fading = if problem.fades() { works * problem.kv_heads } else { 0 };
     let dw = Buffer::<f64>::uninit(device, of_fading)?;
     let inverse = Buffer::<f32>::uninit(device, queries)?;
@@ -261,7 +261,7 @@ impl Steps<'_> {
     fn logs(&self, dw: &Buffer<f64>, wanted: &Wanted<'_>) -> Result<(), Error> {
         let (device, heads) = (self.problem.device, self.problem.kv_heads);
         let count = self.cuts.sequences.len();
-        let sequences = Buffer::from_slice(device, &self.cuts.sequences)?;
+        let sequences = self.units.table(&self.cuts.sequences)?;
         let slopes = Buffer::<f64>::uninit(device, heads * count)?;
         let by_slopes = self.problem.spec.decay() == Decay::Slopes;
         let p = Logs {
