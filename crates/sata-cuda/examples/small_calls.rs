@@ -106,6 +106,16 @@ fn cases() -> Vec<Case> {
         add(&format!("wide pairs backward d={d}"), Backward, Bf16, recipe(), 200, None, pairs);
         add(&format!("wide sums backward d={d}"), Backward, Bf16, recipe(), 700, Some(192), chunks);
     }
+    // Few orders, for which there is little or nothing to sum.
+    for (d, terms) in [(8, 1), (8, 2), (16, 1), (16, 2), (32, 1), (32, 2), (64, 1)] {
+        let spec = || Spec::new(d, d).terms(terms).block(16);
+        let recipe = || spec().near(Near::Blocks(1)).decay(Decay::Gates);
+        let name = |what: &str| format!("few orders {what} d={d} P={terms}");
+        add(&name("forward"), Forward, Bf16, spec(), 700, None, None);
+        add(&name("forward near gates"), Forward, Bf16, recipe(), 700, None, None);
+        add(&name("backward"), Backward, Bf16, spec(), 300, None, None);
+        add(&name("backward near gates"), Backward, Bf16, recipe(), 300, None, None);
+    }
     let near = || Spec::new(6, 5).terms(4).block(16).near(Near::Blocks(1)).sinks(2);
     add("generic forward f32", Forward, F32, near(), 300, None, None);
     add("generic forward f16 slopes", Forward, F16, near().decay(Decay::Slopes), 300, None, None);
