@@ -81,6 +81,18 @@ fn sizes(tokens: usize, d: usize) -> Sizes {
 }
 
 #[test]
+fn gates_that_close() {
+    let device = hopper();
+    let mut rng = rng();
+    for near in [Near::None, Near::Blocks(1)] {
+        let s = sizes(203, 32);
+        let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+        let fade = Fade::closing(&mut rng, s);
+        check(&device, Spec::new(32, 32).terms(3).near(near).block(16), &inputs, &fade, true, 64);
+    }
+}
+
+#[test]
 fn head_sizes_and_terms() {
     let device = hopper();
     let mut rng = rng();
