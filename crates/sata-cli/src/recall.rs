@@ -101,7 +101,7 @@ struct Summary {
 }
 
 /// Seconds between lines.
-const BETWEEN_LINES: Duration = Duration::from_secs(10);
+const BETWEEN_LINES: Duration = Duration::from_secs(1);
 
 /// Runs `sata recall`.
 ///

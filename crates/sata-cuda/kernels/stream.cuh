@@ -143,7 +143,9 @@ struct Place {
     DEVICE int pieces(int c) const { return !HAS_NEAR ? 1 : (end(c) - frontier(c) + CHUNK - 1) / CHUNK; }
     // log2 of what is left of the sums of tokens before `from` when they are counted from `to`.
     DEVICE f32 faded(int from, int to) const {
-        const f64 a = from > 0 ? g()[from - 1] : 0.0, b = to > 0 ? g()[to - 1] : 0.0;
+        // Within the tensor even where it does not count: at one term compute-sanitizer saw g[-1] read.
+        const f64 before = g()[max(from - 1, 0)], last = g()[max(to - 1, 0)];
+        const f64 a = from > 0 ? before : 0.0, b = to > 0 ? last : 0.0;
         return f32(b - a) * LOG2E;
     }
     DEVICE u8* stage(int i) const { return shared + i * STAGE; }

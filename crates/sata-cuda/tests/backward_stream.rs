@@ -139,6 +139,12 @@ fn near_blocks() {
     }
     let near = Near::Blocks(1);
     check(&mut rng, &Case { near, decay: Decay::Gates, chunk: 128, ..case(300, [16, 16]) });
+    // The mean of what is far alone.
+    for terms in [1, 3] {
+        let mut case = Case { near, decay: Decay::Gates, terms, ..case(300, [16, 16]) };
+        case.sizes = Sizes { batch: 3, ..case.sizes };
+        check(&mut rng, &case);
+    }
 }
 
 #[test]

@@ -8,9 +8,9 @@ use candle_core::{Device, Tensor, Var};
 use sata_lm::{Attention, Config, Kernel, Model, Position, initial_weights};
 
 /// Relative RMS that bf16 in products and attention leaves in a gradient. Products round to 2⁻⁹ a
-/// few times in a row; gates' and norms' gradients are sums over all tokens that nearly cancel.
+/// few times in a row; biases' gradients are sums over all tokens that nearly cancel.
 const BOUND: f64 = 0.05;
-const BOUND_OF_SUMS: f64 = 0.15;
+const BOUND_OF_SUMS: f64 = 0.5;
 
 fn config(attention: Attention) -> Config {
     Config { vocab: 300, layers: 2, width: 64, mlp: 96, norm_eps: 1e-5, attention }
@@ -87,7 +87,7 @@ fn every_weight_has_the_gradient_that_the_cpu_finds() {
                 let off: f64 = got.iter().zip(want).map(|(a, b)| square(a - b)).sum();
                 let all: f64 = want.iter().map(|&x| square(x)).sum();
                 let error = (off / all).sqrt();
-                let sums = name.contains("gate") || name.contains("norm");
+                let sums = name.ends_with("bias");
                 let bound = if sums { BOUND_OF_SUMS } else { BOUND };
                 println!("{words} {heads}x{head_dim} {name}: {error:.4}");
                 assert!(error < bound, "{words} {heads}x{head_dim} {name}: {error:.4}");
