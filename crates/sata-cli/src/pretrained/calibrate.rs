@@ -120,7 +120,7 @@ pub fn choose_for(
             .filter_map(|choices| choices.iter().map(|choice| choice.bytes).min())
             .sum();
         Failure::new(format!(
-            "--budget is {budget} bytes, but the smallest candidates need {least}"
+            "the budget is {budget} bytes, but the smallest candidates need {least}"
         ))
     })?;
     let each = choices
