@@ -15,7 +15,7 @@ use super::spec::named;
 use super::{load, sizes};
 use crate::failure::{Failure, Outcome};
 use crate::numbers::{count, size};
-use crate::output::{Staged, json, say, say_json};
+use crate::output::{Staged, say, say_json};
 use crate::progress::Progress;
 use crate::table::{bytes, grouped, table};
 
@@ -120,7 +120,7 @@ pub fn choose_for(
             .filter_map(|choices| choices.iter().map(|choice| choice.bytes).min())
             .sum();
         Failure::new(format!(
-            "--budget is {budget} bytes, but the smallest candidates need {least}"
+            "the budget is {budget} bytes, but the smallest candidates need {least}"
         ))
     })?;
     let each = choices
@@ -198,7 +198,7 @@ pub fn run(args: &CalibrateArgs) -> Outcome {
         Kind::Bert(model) => {
             let setting = encoder(args, model, &tokens)?;
             setting.check_sizes(sizes(&loaded.model))?;
-            output.write(json(&setting)?.as_bytes())?;
+            output.write(compact(&setting)?.as_bytes())?;
             output.commit()?;
             return say(format!(
                 "{} with a calibration: wrote {}",
@@ -218,7 +218,7 @@ pub fn run(args: &CalibrateArgs) -> Outcome {
     };
     let chosen = choose_for(model, tokens, budget, &args.candidates)?;
     chosen.setting.check_sizes(sizes(&loaded.model))?;
-    output.write(json(&chosen.setting)?.as_bytes())?;
+    output.write(compact(&chosen.setting)?.as_bytes())?;
     output.commit()?;
     let all = || chosen.choices.iter().flatten();
     let taken = |i: usize| all().filter(|choice| choice.candidate == i).count();
@@ -249,4 +249,9 @@ pub fn run(args: &CalibrateArgs) -> Outcome {
         table(&["attention", "key/value heads"], &rows),
         args.output.display()
     ))
+}
+
+/// A setting as JSON in one line: most of it are numbers of the calibration.
+fn compact(setting: &Setting) -> Outcome<String> {
+    serde_json::to_string(setting).map_err(|error| Failure::new(format!("JSON: {error}")))
 }

@@ -61,7 +61,8 @@ pub fn run(args: &EvalArgs) -> Outcome {
             })?;
             let config = model.config();
             let budget = config.cache_bytes(config.context, 4) / AUTO_SHARE;
-            let chosen = calibrate::choose_for(model, tokens, budget, &[])?;
+            let chosen = calibrate::choose_for(model, tokens, budget, &[])
+                .map_err(|error| error.context("--attention auto"))?;
             settings.push(Named { name: "auto".into(), setting: chosen.setting });
         } else {
             settings.push(named(name, d)?);

@@ -121,7 +121,10 @@ impl Report {
             .skip(1)
             .map(|row| {
                 let pairs = row.ranges.iter().zip(softmax);
-                pairs.map(|(r, s)| (at(r), r.nats_per_token - s.nats_per_token)).collect()
+                let points = pairs.map(|(r, s)| (at(r), r.nats_per_token - s.nats_per_token));
+                let mut points: Vec<(f64, f64)> = points.collect();
+                points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                points
             })
             .collect();
         let all = || lines.iter().flatten().map(|point| point.1);

@@ -74,8 +74,8 @@ pub enum Far {
     /// logits least become one.
     Groups(usize),
     /// Sums of orders 0 and 1 of keys, and of orders 2 and 3 of their `rotated` most important
-    /// directions: `Gauss` with four terms there, a line in all others, whose variance is weighed as a
-    /// normal distribution's. Needs a calibration, which says the directions.
+    /// directions: `Gauss` with four terms there, a line in all others, through e^x one deviation to
+    /// both sides of the mean. Needs a calibration, which says the directions.
     Mixed {
         /// How many directions.
         rotated: usize,
