@@ -117,3 +117,67 @@ fn large_logits_near_do_not_overflow() {
         check(&device, spec, &inputs, &Fade::None, 128);
     }
 }
+
+/// Keys of 32, on Hopper alone.
+#[test]
+fn wide_values_and_terms() {
+    let device = device();
+    let mut rng = rng();
+    for (d_value, all) in [(32, 1..=3), (8, 3..=3), (16, 2..=2), (24, 3..=3)] {
+        for terms in all {
+            let s = Sizes { d_value, ..sizes(400, 32) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+            check(&device, Spec::new(32, d_value).terms(terms), &inputs, &Fade::None, 128);
+        }
+    }
+}
+
+#[test]
+fn wide_lengths_around_pieces_chunks_and_segments() {
+    let device = device();
+    let mut rng = rng();
+    for tokens in [1, 15, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 257, 385] {
+        for near in [Near::None, Near::Blocks(0), Near::Blocks(1)] {
+            let inputs = Inputs::<bf16>::new(&mut rng, Sizes { kv_heads: 1, ..sizes(tokens, 32) });
+            let spec = Spec::new(32, 32).terms(3).near(near).block(64);
+            check(&device, spec, &inputs, &Fade::None, 128);
+        }
+    }
+}
+
+#[test]
+fn wide_orders_near_decay_groups() {
+    let device = device();
+    let mut rng = rng();
+    let fixed = |a: &[f64]| Series::Fixed { coefficients: a.to_vec() };
+    for decay in [Decay::None, Decay::Slopes, Decay::Gates] {
+        for (series, near, block) in [
+            (Series::Taylor, Near::None, 64),
+            (Series::Taylor, Near::Blocks(1), 64),
+            (Series::Taylor, Near::Blocks(2), 192),
+            (Series::power(2), Near::None, 64),
+            (Series::power(2), Near::Blocks(0), 256),
+            (Series::Power { exponent: 2, floor: 0.0 }, Near::Blocks(1), 128),
+            (fixed(&[0.5, 0.0, 0.3]), Near::Blocks(3), 64),
+        ] {
+            let s = Sizes { batch: 2, group: 3, ..sizes(530, 32) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s);
+            let fade = Fade::new(&mut rng, decay, s);
+            let mut spec = Spec::new(32, 32).series(series.clone());
+            if series == Series::Taylor {
+                spec = spec.terms(3);
+            }
+            check(&device, spec.near(near).block(block), &inputs, &fade, 128);
+        }
+    }
+}
+
+#[test]
+fn wide_large_logits_near_do_not_overflow() {
+    let device = device();
+    let mut rng = rng();
+    // Logits of about ±80.
+    let inputs = Inputs::<bf16>::new(&mut rng, sizes(300, 32)).gain(17.0);
+    let spec = Spec::new(32, 32).terms(3).near(Near::Blocks(4));
+    check(&device, spec, &inputs, &Fade::None, 128);
+}

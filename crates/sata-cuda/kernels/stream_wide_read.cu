@@ -1,0 +1,438 @@
+// Queries of a segment: sums of what precedes their chunk, and the keys since one by one: see stream_wide.cuh.
+//
+// Reads q [batch][heads][tokens][32], k, v [batch][kv_heads][tokens][32 | D_VALUE] bf16, keys since the frontier once per chunk
+// and query head and once for sums; writes y like q. FLOPs: 4 * FEATURES * NP a token and head, and 2 * (32 + NP) a key since
+// the frontier, which are 64 at a time.
+constexpr int SUM_STAGES = 3;
+#include "stream_wide.cuh"
+
+// Shared memory: stages of sums, then these.
+constexpr int PUBLISHED = SUM_SHARED;
+constexpr int PIECES = PUBLISHED + 2 * NT * SUM_PLANE;
+constexpr int QUERIES = PIECES + PIECE_STAGES * PIECE_BYTES;
+constexpr int COEFFICIENTS = QUERIES + QUERY_STAGES * QUERY_BYTES;
+constexpr int BARS = COEFFICIENTS + FEATURES * 4;
+constexpr int PIECE_BARS = BARS, QUERY_BARS = PIECE_BARS + 2 * PIECE_STAGES * 8, PUBLISHED_BARS = QUERY_BARS + 2 * QUERY_STAGES * 8;
+using PieceRing = Ring<PIECE_STAGES, PIECE_BARS>;
+using QueryRing = Ring<QUERY_STAGES, QUERY_BARS>;
+using PublishedRing = Ring<2, PUBLISHED_BARS>;
+static_assert(PUBLISHED_BARS + 4 * 8 == UNIT_BYTES, "shared memory differs from what Rust asks for");
+
+// Copies pieces of keys and values since the frontier. One warp.
+DEV void copy_pieces(const Stream& p, const Walk& w, u8* at) {
+    const int lane = int(threadIdx.x) % 32;
+    PieceRing ahead{smem(at), 0, 1}, behind = ahead;
+    auto finish = [&] {
+        __syncwarp();
+        if constexpr (HAS_G) {
+            u8* const stage = at + PIECES + behind.stage * PIECE_BYTES;
+            const f64* g = reinterpret_cast<const f64*>(stage + PIECE_G);
+            f32* const fall = reinterpret_cast<f32*>(stage + PIECE_FALL);
+#pragma unroll
+            for (int i = lane; i < PIECE; i += 32) {
+                const f32 x = f32(g[PIECE - 1] - g[i]) * LOG2E;
+                fall[i] = x, fall[PIECE + i] = exp2_fast(x);
+            }
+        }
+        proxy_fence();
+        behind.filled();
+    };
+    bool begun = false;
+#pragma unroll 1
+    for (int c = w.segment.first; c < w.segment.end; c++)
+#pragma unroll 1
+        for (int h = 0; h < p.group; h++)
+#pragma unroll 1
+            for (int first = w.frontier(c), end = w.end(c); first < end; first += PIECE) {
+                ahead.wait_empty();
+                u8* const stage = at + PIECES + ahead.stage * PIECE_BYTES;
+                copy_rows<4, PIECE>(stage, PLANE, w.keys(p, first), p.k.token, end - first);
+                copy_rows<NV, PIECE>(stage + KEY_BYTES, PLANE, w.values(p, first), p.v.token, end - first);
+                if constexpr (HAS_G) copy_g<PIECE>(stage + PIECE_G, w.g, first, end);
+                copy_async_commit();
+                ahead.next();
+                if (begun) copy_async_wait<1>(), finish();
+                begun = true;
+            }
+    copy_async_wait<0>();
+    if (begun) finish();
+}
+
+// Copies queries. One warp.
+DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
+    QueryRing ahead{smem(at), 0, 1}, behind = ahead;
+    bool begun = false;
+#pragma unroll 1
+    for (int c = w.segment.first; c < w.segment.end; c++)
+#pragma unroll 1
+        for (int h = 0; h < p.group; h++) {
+            ahead.wait_empty();
+            u8* const stage = at + QUERIES + ahead.stage * QUERY_BYTES;
+            const int first = c * CHUNK, end = w.end(c);
+            const bf16* const q = row<bf16>(p.q, w.sequence.q_batch, w.head * p.group + h, w.sequence.q_first + first);
+            copy_rows<4, CHUNK, true>(stage, QUERY_PLANE, q, p.q.token, end - first);
+            if constexpr (HAS_G) copy_g<CHUNK>(stage + QUERY_G, w.g, first, end);
+            copy_async_commit();
+            ahead.next();
+            if (begun) copy_async_wait<1>(), behind.filled();
+            begun = true;
+        }
+    copy_async_wait<0>();
+    if (begun) behind.filled();
+}
+
+// Rounds sums times coefficients to where queries read them.
+DEV void publish(Sums& sums, u8* to, const f32* coefficients) {
+    const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+    u8* const own = to + (warp * 16 + lane % 16) * 16;
+    const f32* const by = coefficients + warp * 16 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < WIDE_TILES; j++) {
+        const f32 low = by[64 * j], high = by[64 * j + 8];
+        u32 r[NV][2];
+#pragma unroll
+        for (int n = 0; n < NV; n++) {
+            r[n][0] = pack2(sums.v[j][4 * n] * low, sums.v[j][4 * n + 1] * low);
+            r[n][1] = pack2(sums.v[j][4 * n + 2] * high, sums.v[j][4 * n + 3] * high);
+        }
+#pragma unroll
+        for (int n = 0; n + 1 < NV; n += 2) {
+            const u32 four[4] = {r[n][0], r[n][1], r[n + 1][0], r[n + 1][1]};
+            store_matrices<4>(own + (n + lane / 16) * SUM_PLANE + j * 1024, four);
+        }
+        if constexpr (NV % 2) store_matrices<2>(own + (NV - 1) * SUM_PLANE + j * 1024, r[NV - 1]);
+    }
+    each_one(sums, [&](int feature, f32 x) { *reinterpret_cast<u16*>(to + NV * SUM_PLANE + feature * 16) = bf16_bits(x * coefficients[feature]); });
+}
+
+// The warpgroup that sums.
+DEV void sum(const Stream& p, const Walk& w, u8* at, u32 base) {
+    Sums sums;
+    clear(sums);
+    if (w.segment.before >= 0) {
+        const f32* from = p.sums + (i64(w.segment.before) * p.heads + w.local) * (FEATURES * NP);
+        each_pair(sums, [&](int feature, int column, f32& x, f32& y) {
+            const float2 two = *reinterpret_cast<const float2*>(from + feature * NP + column);
+            x = two.x, y = two.y;
+        });
+        each_one(sums, [&](int feature, f32& x) { x = from[feature * NP + D_VALUE]; });
+    }
+    SumRing ring{base, 0, 0};
+    PublishedRing published{base, 0, 1};
+#pragma unroll 1
+    for (int c = w.segment.first; c < w.segment.end; c++) {
+        published.wait_empty();
+        publish(sums, at + PUBLISHED + published.stage * NT * SUM_PLANE, reinterpret_cast<const f32*>(at + COEFFICIENTS));
+        proxy_fence();
+        published.filled();
+        // Of the segment's last chunk nobody reads what it adds to the sums.
+        const int from = w.frontier(c), to = c + 1 == w.segment.end ? from : w.frontier(c + 1);
+#pragma unroll 1
+        for (int first = from; first < to; first += PIECE) {
+            ring.wait_full();
+            const u8* const stage = at + ring.stage * SUM_STAGE;
+            if constexpr (HAS_G)
+                if (first == from) scale(sums, *reinterpret_cast<const f32*>(stage + SUM_FADE));
+            absorb(sums, stage, base + ring.stage * SUM_STAGE);
+            ring.release();
+        }
+    }
+}
+
+// A's words of some steps.
+struct Steps {
+    u32 a[READ_GROUP][4];
+};
+DEV void multiply(f32 (&acc)[NA], const Steps& steps, u64 b) {
+    mma_fence();
+#pragma unroll
+    for (int i = 0; i < READ_GROUP; i++) Mma<NP>::run<1>(acc, steps.a[i][0], steps.a[i][1], steps.a[i][2], steps.a[i][3], b + i * (256 >> 4));
+    mma_commit();
+    mma_wait<1>();
+}
+// A query's (or two's) elements 2t, 2t+1 moved on by 2i + 8j.
+struct Words {
+    u32 low[4], high[4];  // rows g, g + 8
+};
+DEV Words load_words(const u8* row) {
+    Words x;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        x.low[j] = *reinterpret_cast<const u32*>(row + j * QUERY_PLANE);
+        x.high[j] = *reinterpret_cast<const u32*>(row + j * QUERY_PLANE + 128);
+    }
+    return x;
+}
+// Reads by the features of the orbits a and a + 8; y has elements moved on by a.
+DEV void read_orbits(f32 (&acc)[NA], const Words& x, const Words& y, u64 b) {
+#pragma unroll
+    for (int from = 0; from < 4; from += READ_GROUP) {
+        Steps s;
+#pragma unroll
+        for (int i = from; i < from + READ_GROUP; i++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int own = i % 2 * 2 + h, other = (own + i / 2) % 4;
+                s.a[i - from][2 * h] = mul2(x.low[own], y.low[other]);
+                s.a[i - from][2 * h + 1] = mul2(x.high[own], y.high[other]);
+            }
+        multiply(acc, s, b + from * (256 >> 4));
+    }
+}
+// What queries read of the sums.
+DEV void read(f32 (&acc)[NA], const Words& x, const u8* row, int t, u32 address) {
+    u64 b = descriptor(address, 128, SUM_PLANE);
+    Words y = x;
+    // As a loop, since all unrolled is loaded at once, for which there are no registers.
+#pragma unroll 1
+    for (int i = t + 1; i < t + 5; i++) {
+        read_orbits(acc, x, y, b);
+        const Words next = load_words(row + i / 4 * QUERY_PLANE + i % 4 * 4);
+        Words odd;
+#pragma unroll
+        for (int j = 0; j < 4; j++) odd.low[j] = between(y.low[j], next.low[j]), odd.high[j] = between(y.high[j], next.high[j]);
+        read_orbits(acc, x, odd, b + (1024 >> 4));
+        y = next;
+        b += 2 * (1024 >> 4);
+    }
+    const u32 last[4][4] = {{mul2(x.low[0], x.low[2]), mul2(x.high[0], x.high[2]), mul2(x.low[1], x.low[3]), mul2(x.high[1], x.high[3])},
+                            {x.low[0], x.high[0], x.low[1], x.high[1]},
+                            {x.low[2], x.high[2], x.low[3], x.high[3]},
+                            {BF16_ONES, BF16_ONES, BF16_ONES, BF16_ONES}};
+#pragma unroll
+    for (int from = 0; from < 4; from += READ_GROUP) {
+        Steps s;
+#pragma unroll
+        for (int i = 0; i < 4 * READ_GROUP; i++) s.a[i / 4][i % 4] = last[from + i / 4][i % 4];
+        multiply(acc, s, b + from * (256 >> 4));
+    }
+    mma_wait<0>();
+    mma_touch(acc);
+}
+
+DEV f32 polynomial(f32 x, const f32* a) {
+    f32 y = a[TERMS - 1];
+#pragma unroll
+    for (int i = TERMS - 2; i >= 0; i--) y = fmaf(y, x, a[i]);
+    return y;
+}
+
+// A warpgroup that reads: rows 0 ... 63 of each chunk, or 64 ... 127.
+DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
+    const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    const int own = which * 64 + warp * 16 + g;  // the first of the lane's two rows of a chunk
+    PieceRing pieces{base, 0, 0};
+    QueryRing queries{base, 0, 0};
+    PublishedRing published{base, 0, 0};
+    int h = 0;
+#pragma unroll 1
+    for (int c = w.segment.first; c < w.segment.end;) {
+        const int frontier = w.frontier(c), end = w.end(c), rows = c * CHUNK + which * 64;
+        const f64 frontier_g = HAS_G ? w.before(frontier) : 0.0;
+        queries.wait_full();
+        const u8* const row = at + QUERIES + queries.stage * QUERY_BYTES + own * 16;
+        // Of the lane's row k.
+        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(at + QUERIES + queries.stage * QUERY_BYTES + QUERY_G)[own + 8 * k]; };
+        f32 acc[NA];
+#pragma unroll
+        for (int i = 0; i < NA; i++) acc[i] = 0.0f;
+        published.wait_full();
+        read(acc, load_words(row + t * 4), row, t, base + PUBLISHED + published.stage * NT * SUM_PLANE);
+        if (h + 1 == p.group) published.release();
+        if constexpr (HAS_G) {
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const f32 left = exp2_fast(f32(row_g(k) - frontier_g) * LOG2E);
+#pragma unroll
+                for (int n = 0; n < NT; n++) acc[4 * n + 2 * k] *= left, acc[4 * n + 2 * k + 1] *= left;
+            }
+        }
+        // From which token on weights are exact. Weights are relative to 2^shift, which moves where one would be larger than
+        // 2^limit. Where all are exact the first ones' largest is what they are relative to.
+        constexpr f32 LARGE = 80.0f;
+        const int since = HAS_NEAR ? (rows / w.block - w.near) * w.block : 0;
+        f32 shift[2] = {0.0f, 0.0f}, limit = since <= 0 ? -INFINITY : LARGE;
+
+        const int count = (end - frontier + PIECE - 1) / PIECE, mine = min(count, (rows - frontier) / PIECE + 1);
+        int n = 0;
+#pragma unroll 1
+        for (; n < mine; n++) {
+            pieces.wait_full();
+            const int first = frontier + n * PIECE;
+            const u32 address = base + PIECES + pieces.stage * PIECE_BYTES;
+            const u8* const stage = at + PIECES + pieces.stage * PIECE_BYTES;
+            const f32* const fall = reinterpret_cast<const f32*>(stage + PIECE_FALL) + 2 * t;
+            f32 s[32];
+#pragma unroll
+            for (int i = 0; i < 32; i++) s[i] = 0.0f;
+            const u64 keys = descriptor(address, PLANE, 128);
+            const Words x = load_words(row + t * 4);
+            mma_fence();
+            Mma<64>::run<0>(s, x.low[0], x.high[0], x.low[1], x.high[1], keys);
+            Mma<64>::run<0>(s, x.low[2], x.high[2], x.low[3], x.high[3], keys + (2 * PLANE >> 4));
+            mma_commit();
+            mma_wait<0>();
+            mma_touch(s);
+            u32 weights[16];
+            f32 fade[2] = {};
+            if constexpr (HAS_G) {
+                const f64 end_g = reinterpret_cast<const f64*>(stage + PIECE_G)[PIECE - 1];
+#pragma unroll
+                for (int k = 0; k < 2; k++) fade[k] = f32(row_g(k) - end_g) * LOG2E;
+            }
+            const bool diagonal = first == rows;
+            if (HAS_NEAR && first >= since) {
+                if (diagonal) {
+#pragma unroll
+                    for (int i = 0; i < 32; i++)
+                        if (8 * (i >> 2) + 2 * t + (i & 1) > warp * 16 + g + 8 * (i >> 1 & 1)) s[i] = -INFINITY;
+                }
+                // To exponents, and the largest of each row's.
+                f32 largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 f = make_float2(0.0f, 0.0f);
+                    if constexpr (HAS_G) f = *reinterpret_cast<const float2*>(fall + 8 * j);
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        s[4 * j + 2 * k] = fmaf(s[4 * j + 2 * k], p.exp2_scale, fade[k] - shift[k] + f.x);
+                        s[4 * j + 2 * k + 1] = fmaf(s[4 * j + 2 * k + 1], p.exp2_scale, fade[k] - shift[k] + f.y);
+                        largest[k] = fmaxf(largest[k], fmaxf(s[4 * j + 2 * k], s[4 * j + 2 * k + 1]));
+                    }
+                }
+                if (__any_sync(ALL_LANES, fmaxf(largest[0], largest[1]) > limit)) {
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        largest[k] = fmaxf(largest[k], __shfl_xor_sync(ALL_LANES, largest[k], 1));
+                        largest[k] = fmaxf(largest[k], __shfl_xor_sync(ALL_LANES, largest[k], 2));
+                        const f32 by = largest[k] > limit ? largest[k] : 0.0f, times = exp2_fast(-by);
+                        shift[k] += by;
+#pragma unroll
+                        for (int m = 0; m < NT; m++) acc[4 * m + 2 * k] *= times, acc[4 * m + 2 * k + 1] *= times;
+#pragma unroll
+                        for (int j = 0; j < 8; j++) s[4 * j + 2 * k] -= by, s[4 * j + 2 * k + 1] -= by;
+                    }
+                }
+                limit = LARGE;
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+#pragma unroll
+                    for (int k = 0; k < 2; k++) weights[2 * j + k] = pack2(exp2_fast(s[4 * j + 2 * k]), exp2_fast(s[4 * j + 2 * k + 1]));
+            } else if (HAS_NEAR || !diagonal) {
+                // By the polynomial, all before the rows.
+                f32 a[2][TERMS];
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const f32 by = HAS_G ? exp2_fast(fminf(fade[k], 0.0f)) : 1.0f;
+#pragma unroll
+                    for (int i = 0; i < TERMS; i++) a[k][i] = HAS_G ? p.a[i] * by : p.a[i];
+                }
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 f = make_float2(1.0f, 1.0f);
+                    if constexpr (HAS_G) f = *reinterpret_cast<const float2*>(fall + PIECE + 8 * j);
+#pragma unroll
+                    for (int k = 0; k < 2; k++)
+                        weights[2 * j + k] = pack2(polynomial(s[4 * j + 2 * k], a[k]) * f.x, polynomial(s[4 * j + 2 * k + 1], a[k]) * f.y);
+                }
+            } else {
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 f = make_float2(0.0f, 0.0f);
+                    if constexpr (HAS_G) f = *reinterpret_cast<const float2*>(fall + 8 * j);
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        f32 y[2];
+#pragma unroll
+                        for (int e = 0; e < 2; e++) {
+                            y[e] = polynomial(s[4 * j + 2 * k + e], p.a);
+                            if constexpr (HAS_G) y[e] *= exp2_fast(fminf(fade[k] + (e == 0 ? f.x : f.y), 0.0f));
+                            if (8 * j + 2 * t + e > warp * 16 + g + 8 * k) y[e] = 0.0f;
+                        }
+                        weights[2 * j + k] = pack2(y[0], y[1]);
+                    }
+                }
+            }
+            const u64 values = descriptor(address + KEY_BYTES, 128, PLANE);
+            mma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                Mma<NP>::run<1>(acc, weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3], values + i * (256 >> 4));
+            mma_commit();
+            mma_wait<0>();
+            mma_touch(acc);
+            pieces.release();
+        }
+        queries.release();
+        for (; n < count; n++) {
+            pieces.wait_full();
+            pieces.release();
+        }
+
+        // The lane looked up anew: registers are scarce.
+        const int thread = hopper::thread_here(), t = thread % 4;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const f32 total = __shfl_sync(ALL_LANES, acc[4 * NV + 2 * k], thread % 32 & ~3);
+            const int token = c * CHUNK + which * 64 + thread % 128 / 32 * 16 + thread % 32 / 4 + 8 * k;
+            if (token >= w.tokens) continue;
+            const i64 head = w.head * p.group + h;
+            if (t == 0 && !(total > 0.0f && total < INFINITY)) {
+                // Rare; kept as its complement, so that the largest is the first.
+                const u64 place = (u64(w.segment.sequence) * p.kv_heads * p.group + head) * p.most_queries + token;
+                atomicAdd(total * 0.0f == 0.0f ? &p.tally->non_positive : &p.tally->non_finite, u64(1));
+                atomicMax(&p.tally->first, ~place);
+            }
+            const f32 inverse = reciprocal_fast(total);
+            bf16* const y = ::row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + 2 * t;
+#pragma unroll
+            for (int m = 0; m < NV; m++) *reinterpret_cast<u32*>(y + 8 * m) = pack2(acc[4 * m + 2 * k] * inverse, acc[4 * m + 2 * k + 1] * inverse);
+        }
+        if (++h == p.group) h = 0, c++;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) stream_wide_read(const __grid_constant__ Stream p) {
+    DYNAMIC_SHARED(at);
+    const int group = int(threadIdx.x) / 128, warp = int(threadIdx.x) / 32;
+    const u32 base = smem(at);
+    __shared__ Walk w;
+    if (threadIdx.x == 0) w.find(p, blockIdx.x);
+    for (int i = int(threadIdx.x); i < FEATURES; i += 512) reinterpret_cast<f32*>(at + COEFFICIENTS)[i] = p.coefficients[i];
+    // Nothing but ones is written beside sums of values.
+    for (int i = int(threadIdx.x); i < 2 * FEATURES; i += 512)
+        *reinterpret_cast<uint4*>(at + PUBLISHED + (i / FEATURES * NT + NV) * SUM_PLANE + i % FEATURES * 16) = make_uint4(0, 0, 0, 0);
+    if (warp < PIECE_STAGES) write_ones(at + PIECES + warp * PIECE_BYTES + KEY_BYTES + NV * PLANE);
+    else if (warp < PIECE_STAGES + SUM_STAGES) write_ones(at + (warp - PIECE_STAGES) * SUM_STAGE + SUM_KEYS + KEY_BYTES);
+    if (threadIdx.x == 0) {
+        SumRing::init(base, 1, 4);
+        PieceRing::init(base, 1, 8);
+        QueryRing::init(base, 1, 8);
+        PublishedRing::init(base, 4, 8);
+        hopper::barrier_init_done();
+    }
+    proxy_fence();
+    __syncthreads();
+    if (group == 0) {
+        fewer_registers<56>();
+        if (warp == 0) {
+            copy_pieces(p, w, at);
+        } else if (warp == 1) {
+            copy_queries(p, w, at);
+        } else {
+            // A piece is weighed to the next chunk's frontier.
+            int c = w.segment.first;
+            auto range = [&](int first, int& from, int& to) {
+                while (w.frontier(c + 1) <= first) c++;
+                to = w.frontier(c + 1), from = w.frontier(c);
+            };
+            copy_for_sums(p, w, at, warp - 2, w.frontier(w.segment.first), w.frontier(w.segment.end - 1), range);
+        }
+    } else if (group == 1) {
+        more_registers<216>();
+        sum(p, w, at, base);
+    } else {
+        fewer_registers<120>();
+        answer(p, w, at, base, group - 2);
+    }
+}
