@@ -50,10 +50,11 @@ constexpr f32 LOG2E = 1.4426950408889634f;
 
 // A descriptor of B: bytes between its 8 x 8 core matrices.
 DEV u64 descriptor(u32 address, u32 along_k, u32 along_n) {
-    return u64((address & 0x3ffff) >> 4) | u64(along_k >> 4) << 16 | u64(along_n >> 4) << 32;
+    return u64(along_n >> 4) << 32 | ((address & 0x3ffff) >> 4 | along_k >> 4 << 16);
 }
-// Planes of 16 bytes a row: [D / 8][64 tokens] of keys, [NT][64 tokens] of values and ones, [NT][FEATURES] of sums.
-constexpr int PLANE = PIECE * 16, SUM_PLANE = FEATURES * 16, QUERY_PLANE = CHUNK * 16;
+// Planes of 16 bytes a row: [D / 8][64 tokens] of keys, [NT][64 tokens] of values and ones, [NT][FEATURES] of sums. Those that
+// rows are copied to lie so that the parts of a row are in different banks.
+constexpr int PLANE = PIECE * 16 + 32, SUM_PLANE = FEATURES * 16, QUERY_PLANE = CHUNK * 16 + 32;
 constexpr int KEY_BYTES = 4 * PLANE, VALUE_BYTES = NT * PLANE;
 
 // A piece for readers: keys, values; with decay g f64, fall = log2(e) (g at its last token - g) f32, 2^fall f32.
@@ -67,7 +68,7 @@ constexpr int QUERY_G = 5 * QUERY_PLANE, QUERY_BYTES = QUERY_G + (HAS_G ? CHUNK 
 // 2t, 2t+1 | 2t+8, 2t+9; keys and ones; values; with decay what is left of the sums before, and g f64.
 constexpr int SLAB = 65 * 32, SUM_KEYS = 4 * SLAB, SUM_VALUES = SUM_KEYS + KEY_BYTES + PLANE, SUM_FADE = SUM_VALUES + NV * PLANE;
 constexpr int SUM_G = SUM_FADE + 128, SUM_STAGE = SUM_G + (HAS_G ? PIECE * 8 : 0);
-static_assert(SUM_KEYS % 128 == 0 && SUM_VALUES % 128 == 0 && SUM_STAGE % 128 == 0, "core matrices are aligned");
+static_assert(SUM_KEYS % 16 == 0 && SUM_VALUES % 16 == 0 && SUM_STAGE % 16 == 0, "core matrices are aligned");
 
 // Shared memory of the stages of a unit's sums; then stream_wide_read's.
 constexpr int SUM_BARS = SUM_STAGES * SUM_STAGE, SUM_SHARED = (SUM_BARS + 2 * SUM_STAGES * 8 + 127) / 128 * 128;
@@ -83,15 +84,15 @@ template <int REGISTERS> DEV void fewer_registers() { asm volatile("setmaxnreg.d
 // A ring of stages, each with a barrier for when it is full and one for when it is empty, BARS after a base. What fills
 // begins at phase 1.
 template <int STAGES, int BARS> struct Ring {
-    u32 base;
-    int stage;
-    u32 phase;
-    DEV_MEMBER u32 full() const { return base + BARS + 8 * stage; }
-    DEV_MEMBER u32 empty() const { return base + BARS + 8 * (STAGES + stage); }
-    DEV_MEMBER void wait_full() const { barrier_wait(full(), phase); }
-    DEV_MEMBER void wait_empty() const { barrier_wait(empty(), phase); }
+    u32 base, at;  // at: 2 * stage + phase
+    DEV_MEMBER int stage() const { return int(at >> 1); }
+    DEV_MEMBER u32 full() const { return base + BARS + 8 * stage(); }
+    DEV_MEMBER u32 empty() const { return full() + 8 * STAGES; }
+    DEV_MEMBER void wait_full() const { barrier_wait(full(), at & 1); }
+    DEV_MEMBER void wait_empty() const { barrier_wait(empty(), at & 1); }
     DEV_MEMBER void next() {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
+        at += 2;
+        if (at >= 2 * STAGES) at = (at ^ 1) - 2 * STAGES;
     }
     // A warp has filled a stage, or reads it no more.
     DEV_MEMBER void filled() {
@@ -146,20 +147,22 @@ template <int PARTS, int COUNT, bool AGAIN = false>
 DEV void copy_rows(u8* to, int plane, const bf16* from, i64 stride, int left) {
     const int token = int(threadIdx.x) % 32 / 4, part = int(threadIdx.x) % 4;
     if (PARTS < 4 && part >= PARTS) return;
-    to += part * plane + token * 16;
+    u8* const own = to + part * plane + token * 16;
     from += token * stride + part * 8;
     left -= token;
-#pragma unroll 1
+#pragma unroll
     for (int i = 0; i < COUNT; i += 8) {
-        copy_async<16>(to + i * 16, from, i < left ? 16 : 0);
+        copy_async<16>(own + i * 16, from, i < left ? 16 : 0);
         // The first plane once more after the last.
-        if (AGAIN && part == 0) copy_async<16>(to + i * 16 + 4 * plane, from, i < left ? 16 : 0);
+        if (AGAIN && part == 0) copy_async<16>(own + i * 16 + 4 * plane, from, i < left ? 16 : 0);
         from += 8 * stride;
     }
 }
 template <int COUNT>
 DEV void copy_g(u8* to, const f64* g, int first, int end) {
-    for (int i = int(threadIdx.x) % 32; i < COUNT; i += 32) copy_async<8>(to + i * 8, g + min(first + i, end - 1), 8);
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 32) copy_async<8>(to + (lane + i) * 8, g + min(first + lane + i, end - 1), 8);
 }
 // A plane of ones beside the others of a stage, which no copy writes. One warp.
 DEV void write_ones(u8* plane) {
@@ -171,15 +174,25 @@ DEV void write_ones(u8* plane) {
 template <class Range>
 DEV void copy_for_sums(const Stream& p, const Walk& w, u8* at, int which, int begin, int end, Range range) {
     const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-    SumRing ring{smem(at), 0, 1};
+    SumRing ring{smem(at), 1};
     if (which == 1) ring.next();
 #pragma unroll 1
     for (int first = begin + which * PIECE; first < end; first += 2 * PIECE) {
         ring.wait_empty();
-        u8* const stage = at + ring.stage * SUM_STAGE;
+        u8* const stage = at + ring.stage() * SUM_STAGE;
         copy_rows<4, PIECE>(stage + SUM_KEYS, PLANE, w.keys(p, first), p.k.token, end - first);
         copy_rows<NV, PIECE>(stage + SUM_VALUES, PLANE, w.values(p, first), p.v.token, end - first);
-        if constexpr (HAS_G) copy_g<PIECE>(stage + SUM_G, w.g, first, end);
+        // With decay g where it is counted to and from, beside 2^(the difference).
+        f64* const ends = reinterpret_cast<f64*>(stage + SUM_FADE + 16);
+        bool fades = false;
+        if constexpr (HAS_G) {
+            copy_g<PIECE>(stage + SUM_G, w.g, first, end);
+            int from, to;
+            range(first, from, to);
+            fades = from > 0;
+            if (lane == 0) copy_async<8>(ends, w.g + to - 1);
+            if (lane == 1 && fades) copy_async<8>(ends + 1, w.g + from - 1);
+        }
         copy_async_commit();
         copy_async_wait<0>();
         __syncwarp();
@@ -199,16 +212,14 @@ DEV void copy_for_sums(const Stream& p, const Walk& w, u8* at, int which, int be
             }
         }
         if constexpr (HAS_G) {
-            int from, to;
-            range(first, from, to);
-            const f64 to_g = w.g[to - 1];
+            const f64 to_g = ends[0];
             const f64* own = reinterpret_cast<const f64*>(stage + SUM_G);
 #pragma unroll
             for (int i = lane; i < PIECE; i += 32) {
                 const int place = i / 16 * SLAB + 64 * 32 + i % 8 / 2 * 8 + i % 16 / 8 * 4 + i % 2 * 2;
                 *reinterpret_cast<u16*>(stage + place) = bf16_bits(exp2_fast(f32(to_g - own[i]) * LOG2E));
             }
-            if (lane == 0) *reinterpret_cast<f32*>(stage + SUM_FADE) = from < 0 ? 1.0f : exp2_fast(f32(to_g - w.before(from)) * LOG2E);
+            if (lane == 0) *reinterpret_cast<f32*>(stage + SUM_FADE) = exp2_fast(f32(to_g - (fades ? ends[1] : 0.0)) * LOG2E);
         }
         proxy_fence();
         ring.filled();
@@ -226,10 +237,14 @@ DEV uint2 load2(const u8* at) { return *reinterpret_cast<const uint2*>(at); }
 DEV uint2 mul(uint2 a, uint2 b) { return make_uint2(mul2(a.x, b.x), mul2(a.y, b.y)); }
 // The bits of a where those of the mask are set, else of b.
 DEV uint2 blend(u32 mask, uint2 a, uint2 b) { return make_uint2((a.x & mask) | (b.x & ~mask), (a.y & mask) | (b.y & ~mask)); }
-// A's words of one tile and 16 tokens: rows g, and g + 8.
-struct Step {
+// The same in all lanes, which the compiler is to know: descriptors are the warp's.
+DEV u32 uniform(u32 x) { return __shfl_sync(ALL_LANES, x, 0); }
+
+// Second factors of one tile and 16 tokens: rows g, and g + 8.
+struct Factors {
     uint2 low, high;
 };
+DEV Factors load_factors(const u8* at) { return {load2(at), load2(at + 256)}; }
 
 // Adds features times values of a piece; what matrix instructions read may be overwritten afterwards.
 DEV void absorb(Sums& sums, const u8* stage, u32 address) {
@@ -238,35 +253,51 @@ DEV void absorb(Sums& sums, const u8* stage, u32 address) {
     const u8* const own = lanes + (warp % 2 * 16 + g) * 32;
     const u8* const others = own + warp / 2 * 256;
     // Of the last tile the second factors, or the only ones.
-    const u8* const last = lanes + (warp == 0 ? 16 + g : warp == 1 ? g : 16 + g) * 32;
+    const u8* const last = lanes + (warp == 1 ? g : 16 + g) * 32;
     // No branch goes around a matrix instruction, which would serialise them.
     const u32 is_square = warp == 0 ? ~0u : 0u, is_element = warp < 2 ? ~0u : 0u, is_one = warp == 3 ? ~0u : 0u;
-    const u64 values = descriptor(address + SUM_VALUES, 128, PLANE), keys = descriptor(address + SUM_KEYS, 128, PLANE);
+    const uint2 ones = make_uint2(BF16_ONES, BF16_ONES);
+    const u64 values = descriptor(uniform(address) + SUM_VALUES, 128, PLANE), keys = descriptor(uniform(address) + SUM_KEYS, 128, PLANE);
+    auto factors = [&](int tile, int j) { return load_factors((j < 8 ? others + j * 32 : last) + tile * SLAB); };
+    // What is multiplied next is loaded before this is waited for.
+    uint2 next_low = load2(own), next_high = load2(own + 256), next_weights = ones;
+    if constexpr (HAS_G) next_weights = load2(lanes + 64 * 32);
+    Factors next[SUM_GROUP];
+#pragma unroll
+    for (int i = 0; i < SUM_GROUP; i++) next[i] = factors(0, i);
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
         const u64 b = values + tile * (256 >> 4);
-        uint2 low = load2(own + tile * SLAB), high = load2(own + tile * SLAB + 256), weights = make_uint2(BF16_ONES, BF16_ONES);
-        if constexpr (HAS_G) {
-            weights = load2(lanes + tile * SLAB + 64 * 32);
-            low = mul(low, weights), high = mul(high, weights);
-        }
+        uint2 low = next_low, high = next_high;
+        const uint2 weights = next_weights;
+        if constexpr (HAS_G) low = mul(low, weights), high = mul(high, weights);
         const uint2 u = blend(is_element, low, weights), v = blend(is_element, high, weights);
-        auto step = [&](int j) {
-            if (j < 8) return Step{mul(low, load2(others + tile * SLAB + j * 32)), mul(high, load2(others + tile * SLAB + j * 32 + 256))};
-            const uint2 ones = make_uint2(BF16_ONES, BF16_ONES);
-            const uint2 x = blend(is_one, ones, load2(last + tile * SLAB)), y = blend(is_one, ones, load2(last + tile * SLAB + 256));
-            return Step{mul(blend(is_square, low, weights), x), mul(blend(is_square, high, weights), y)};
-        };
 #pragma unroll
         for (int j = 0; j < WIDE_TILES; j += SUM_GROUP) {
-            Step steps[SUM_GROUP];
+            Factors a[SUM_GROUP];
 #pragma unroll
-            for (int i = 0; i < SUM_GROUP; i++)
-                if (j + i < WIDE_TILES) steps[i] = step(j + i);
+            for (int i = 0; i < SUM_GROUP; i++) {
+                if (j + i < 8) {
+                    a[i] = {mul(low, next[i].low), mul(high, next[i].high)};
+                } else if (j + i == 8) {
+                    a[i] = {mul(blend(is_square, low, weights), blend(is_one, ones, next[i].low)),
+                            mul(blend(is_square, high, weights), blend(is_one, ones, next[i].high))};
+                }
+            }
+            const bool ends = j + SUM_GROUP >= WIDE_TILES;
+            if (!ends || tile < 3) {
+#pragma unroll
+                for (int i = 0; i < SUM_GROUP; i++)
+                    if (ends || j + SUM_GROUP + i < WIDE_TILES) next[i] = ends ? factors(tile + 1, i) : factors(tile, j + SUM_GROUP + i);
+                if (ends) {
+                    next_low = load2(own + (tile + 1) * SLAB), next_high = load2(own + (tile + 1) * SLAB + 256);
+                    if constexpr (HAS_G) next_weights = load2(lanes + (tile + 1) * SLAB + 64 * 32);
+                }
+            }
             mma_fence();
 #pragma unroll
             for (int i = 0; i < SUM_GROUP; i++)
-                if (j + i < WIDE_TILES) Mma<8 * NV>::run<1>(sums.v[j + i], steps[i].low.x, steps[i].high.x, steps[i].low.y, steps[i].high.y, b);
+                if (j + i < WIDE_TILES) Mma<8 * NV>::run<1>(sums.v[j + i], a[i].low.x, a[i].high.x, a[i].low.y, a[i].high.y, b);
             if (j == 0) Mma<40>::run<1>(sums.z, u.x, v.x, u.y, v.y, keys + tile * (256 >> 4));
             mma_commit();
             mma_wait<1>();

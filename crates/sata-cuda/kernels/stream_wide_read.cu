@@ -18,14 +18,14 @@ using QueryRing = Ring<QUERY_STAGES, QUERY_BARS>;
 using PublishedRing = Ring<2, PUBLISHED_BARS>;
 static_assert(PUBLISHED_BARS + 4 * 8 == UNIT_BYTES, "shared memory differs from what Rust asks for");
 
-// Copies pieces of keys and values since the frontier. One warp.
-DEV void copy_pieces(const Stream& p, const Walk& w, u8* at) {
+// Copies keys since the frontier, in pieces. One warp.
+DEV void copy_keys(const Stream& p, const Walk& w, u8* at) {
     const int lane = int(threadIdx.x) % 32;
-    PieceRing ahead{smem(at), 0, 1}, behind = ahead;
+    PieceRing ahead{smem(at), 1}, behind = ahead;
     auto finish = [&] {
         __syncwarp();
         if constexpr (HAS_G) {
-            u8* const stage = at + PIECES + behind.stage * PIECE_BYTES;
+            u8* const stage = at + PIECES + behind.stage() * PIECE_BYTES;
             const f64* g = reinterpret_cast<const f64*>(stage + PIECE_G);
             f32* const fall = reinterpret_cast<f32*>(stage + PIECE_FALL);
 #pragma unroll
@@ -45,9 +45,8 @@ DEV void copy_pieces(const Stream& p, const Walk& w, u8* at) {
 #pragma unroll 1
             for (int first = w.frontier(c), end = w.end(c); first < end; first += PIECE) {
                 ahead.wait_empty();
-                u8* const stage = at + PIECES + ahead.stage * PIECE_BYTES;
+                u8* const stage = at + PIECES + ahead.stage() * PIECE_BYTES;
                 copy_rows<4, PIECE>(stage, PLANE, w.keys(p, first), p.k.token, end - first);
-                copy_rows<NV, PIECE>(stage + KEY_BYTES, PLANE, w.values(p, first), p.v.token, end - first);
                 if constexpr (HAS_G) copy_g<PIECE>(stage + PIECE_G, w.g, first, end);
                 copy_async_commit();
                 ahead.next();
@@ -57,28 +56,48 @@ DEV void copy_pieces(const Stream& p, const Walk& w, u8* at) {
     copy_async_wait<0>();
     if (begun) finish();
 }
-
-// Copies queries. One warp.
+// Copies queries, and values since the frontier. One warp.
 DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
-    QueryRing ahead{smem(at), 0, 1}, behind = ahead;
-    bool begun = false;
+    QueryRing queries{smem(at), 1}, queries_behind = queries;
+    PieceRing pieces{smem(at), 1}, pieces_behind = pieces;
+    // What has been begun last.
+    enum { NOTHING, SOME_QUERIES, SOME_VALUES } last = NOTHING;
+    auto finish = [&] {
+        if (last == SOME_QUERIES) {
+            queries_behind.filled();
+        } else if (last == SOME_VALUES) {
+            proxy_fence();
+            pieces_behind.filled();
+        }
+    };
 #pragma unroll 1
     for (int c = w.segment.first; c < w.segment.end; c++)
 #pragma unroll 1
         for (int h = 0; h < p.group; h++) {
-            ahead.wait_empty();
-            u8* const stage = at + QUERIES + ahead.stage * QUERY_BYTES;
-            const int first = c * CHUNK, end = w.end(c);
-            const bf16* const q = row<bf16>(p.q, w.sequence.q_batch, w.head * p.group + h, w.sequence.q_first + first);
-            copy_rows<4, CHUNK, true>(stage, QUERY_PLANE, q, p.q.token, end - first);
-            if constexpr (HAS_G) copy_g<CHUNK>(stage + QUERY_G, w.g, first, end);
+            queries.wait_empty();
+            const int begin = c * CHUNK, end = w.end(c);
+            u8* const stage = at + QUERIES + queries.stage() * QUERY_BYTES;
+            const bf16* const q = row<bf16>(p.q, w.sequence.q_batch, w.head * p.group + h, w.sequence.q_first + begin);
+            copy_rows<4, CHUNK, true>(stage, QUERY_PLANE, q, p.q.token, end - begin);
+            if constexpr (HAS_G) copy_g<CHUNK>(stage + QUERY_G, w.g, begin, end);
             copy_async_commit();
-            ahead.next();
-            if (begun) copy_async_wait<1>(), behind.filled();
-            begun = true;
+            queries.next();
+            copy_async_wait<1>();
+            finish();
+            last = SOME_QUERIES;
+#pragma unroll 1
+            for (int first = w.frontier(c); first < end; first += PIECE) {
+                pieces.wait_empty();
+                copy_rows<NV, PIECE>(at + PIECES + pieces.stage() * PIECE_BYTES + KEY_BYTES, PLANE, w.values(p, first), p.v.token, end - first);
+                copy_async_commit();
+                pieces.next();
+                copy_async_wait<1>();
+                finish();
+                last = SOME_VALUES;
+            }
         }
     copy_async_wait<0>();
-    if (begun) behind.filled();
+    finish();
 }
 
 // Rounds sums times coefficients to where queries read them.
@@ -117,12 +136,12 @@ DEV void sum(const Stream& p, const Walk& w, u8* at, u32 base) {
         });
         each_one(sums, [&](int feature, f32& x) { x = from[feature * NP + D_VALUE]; });
     }
-    SumRing ring{base, 0, 0};
-    PublishedRing published{base, 0, 1};
+    SumRing ring{base, 0};
+    PublishedRing published{base, 1};
 #pragma unroll 1
     for (int c = w.segment.first; c < w.segment.end; c++) {
         published.wait_empty();
-        publish(sums, at + PUBLISHED + published.stage * NT * SUM_PLANE, reinterpret_cast<const f32*>(at + COEFFICIENTS));
+        publish(sums, at + PUBLISHED + published.stage() * NT * SUM_PLANE, reinterpret_cast<const f32*>(at + COEFFICIENTS));
         proxy_fence();
         published.filled();
         // Of the segment's last chunk nobody reads what it adds to the sums.
@@ -130,10 +149,10 @@ DEV void sum(const Stream& p, const Walk& w, u8* at, u32 base) {
 #pragma unroll 1
         for (int first = from; first < to; first += PIECE) {
             ring.wait_full();
-            const u8* const stage = at + ring.stage * SUM_STAGE;
+            const u8* const stage = at + ring.stage() * SUM_STAGE;
             if constexpr (HAS_G)
                 if (first == from) scale(sums, *reinterpret_cast<const f32*>(stage + SUM_FADE));
-            absorb(sums, stage, base + ring.stage * SUM_STAGE);
+            absorb(sums, stage, base + ring.stage() * SUM_STAGE);
             ring.release();
         }
     }
@@ -221,23 +240,23 @@ DEV f32 polynomial(f32 x, const f32* a) {
 DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
     const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
     const int own = which * 64 + warp * 16 + g;  // the first of the lane's two rows of a chunk
-    PieceRing pieces{base, 0, 0};
-    QueryRing queries{base, 0, 0};
-    PublishedRing published{base, 0, 0};
+    PieceRing pieces{base, 0};
+    QueryRing queries{base, 0};
+    PublishedRing published{base, 0};
     int h = 0;
 #pragma unroll 1
     for (int c = w.segment.first; c < w.segment.end;) {
         const int frontier = w.frontier(c), end = w.end(c), rows = c * CHUNK + which * 64;
         const f64 frontier_g = HAS_G ? w.before(frontier) : 0.0;
         queries.wait_full();
-        const u8* const row = at + QUERIES + queries.stage * QUERY_BYTES + own * 16;
+        const u8* const row = at + QUERIES + queries.stage() * QUERY_BYTES + own * 16;
         // Of the lane's row k.
-        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(at + QUERIES + queries.stage * QUERY_BYTES + QUERY_G)[own + 8 * k]; };
+        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(at + QUERIES + queries.stage() * QUERY_BYTES + QUERY_G)[own + 8 * k]; };
         f32 acc[NA];
 #pragma unroll
         for (int i = 0; i < NA; i++) acc[i] = 0.0f;
         published.wait_full();
-        read(acc, load_words(row + t * 4), row, t, base + PUBLISHED + published.stage * NT * SUM_PLANE);
+        read(acc, load_words(row + t * 4), row, t, base + PUBLISHED + published.stage() * NT * SUM_PLANE);
         if (h + 1 == p.group) published.release();
         if constexpr (HAS_G) {
 #pragma unroll
@@ -259,8 +278,8 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
         for (; n < mine; n++) {
             pieces.wait_full();
             const int first = frontier + n * PIECE;
-            const u32 address = base + PIECES + pieces.stage * PIECE_BYTES;
-            const u8* const stage = at + PIECES + pieces.stage * PIECE_BYTES;
+            const u32 address = base + PIECES + pieces.stage() * PIECE_BYTES;
+            const u8* const stage = at + PIECES + pieces.stage() * PIECE_BYTES;
             const f32* const fall = reinterpret_cast<const f32*>(stage + PIECE_FALL) + 2 * t;
             f32 s[32];
 #pragma unroll
@@ -406,7 +425,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) stream_wide_read(const __gr
     else if (warp < PIECE_STAGES + SUM_STAGES) write_ones(at + (warp - PIECE_STAGES) * SUM_STAGE + SUM_KEYS + KEY_BYTES);
     if (threadIdx.x == 0) {
         SumRing::init(base, 1, 4);
-        PieceRing::init(base, 1, 8);
+        PieceRing::init(base, 2, 8);
         QueryRing::init(base, 1, 8);
         PublishedRing::init(base, 4, 8);
         hopper::barrier_init_done();
@@ -414,9 +433,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) stream_wide_read(const __gr
     proxy_fence();
     __syncthreads();
     if (group == 0) {
-        fewer_registers<56>();
+        fewer_registers<40>();
         if (warp == 0) {
-            copy_pieces(p, w, at);
+            copy_keys(p, w, at);
         } else if (warp == 1) {
             copy_queries(p, w, at);
         } else {
@@ -429,7 +448,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) stream_wide_read(const __gr
             copy_for_sums(p, w, at, warp - 2, w.frontier(w.segment.first), w.frontier(w.segment.end - 1), range);
         }
     } else if (group == 1) {
-        more_registers<216>();
+        more_registers<232>();
         sum(p, w, at, base);
     } else {
         fewer_registers<120>();

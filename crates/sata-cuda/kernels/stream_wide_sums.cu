@@ -32,19 +32,19 @@ extern "C" __global__ void __launch_bounds__(384, 1) stream_wide_sums(const __gr
     // Tokens between the frontiers of the segment's first chunk and the next one's.
     const int begin = is ? w.frontier(w.segment.first) : 0, end = is ? w.frontier(w.segment.end) : 0;
     if (group == 0) {
-        fewer_registers<56>();
+        fewer_registers<40>();
         copy_for_sums(p, w, at, warp % 2, begin, end, [&](int, int& from, int& to) { from = -1, to = end; });
         return;
     }
-    more_registers<224>();
+    more_registers<232>();
     if (!is) return;
     Sums sums;
     clear(sums);
-    SumRing ring{smem(at), 0, 0};
+    SumRing ring{smem(at), 0};
 #pragma unroll 1
     for (int first = begin; first < end; first += PIECE) {
         ring.wait_full();
-        absorb(sums, at + ring.stage * SUM_STAGE, smem(at) + ring.stage * SUM_STAGE);
+        absorb(sums, at + ring.stage() * SUM_STAGE, smem(at) + ring.stage() * SUM_STAGE);
         ring.release();
     }
     f32* const to = p.sums + (i64(w.segment.sum) * p.heads + w.local) * (FEATURES * NP);

@@ -173,7 +173,7 @@ impl Shape {
 
     /// Bytes of the stages of a unit's sums in `stream_wide.cuh`, where it sums or reads.
     fn wide_sum_bytes(&self, kernel: usize) -> usize {
-        let (plane, g) = (64 * 16, usize::from(self.fades));
+        let (plane, g) = (64 * 16 + 32, usize::from(self.fades));
         let planes = 5 + self.d_value / 8;
         let stage = 4 * 65 * 32 + planes * plane + 128 + g * 64 * 8;
         (WIDE_STAGES[kernel] * (stage + 16)).next_multiple_of(128)
@@ -181,9 +181,9 @@ impl Shape {
 
     /// Bytes of shared memory of `stream_wide_read.cu`.
     fn wide_bytes(&self) -> usize {
-        let (plane, g) = (64 * 16, usize::from(self.fades));
+        let (plane, g) = (64 * 16 + 32, usize::from(self.fades));
         let piece = (4 + self.column_tiles()) * plane + g * 64 * 16;
-        let queries = 5 * 2 * plane + g * 128 * 8;
+        let queries = 5 * (128 * 16 + 32) + g * 128 * 8;
         let features = self.program.features();
         self.wide_sum_bytes(1)
             + 2 * self.column_tiles() * features * 16
