@@ -17,7 +17,7 @@ struct Chains {
 };
 SAME_SIZE(Chains, CHAINS_BYTES);
 
-extern "C" __global__ void __launch_bounds__(256) stream_scan(const __grid_constant__ Chains p) {
+DEVICE void scan(const Chains& p) {
     const int element = int(blockIdx.x * 256 + threadIdx.x);
     if (element >= TILES * 16 * NP || element % NP > D_VALUE) return;
     const Chain chain = p.chains[blockIdx.z];

@@ -30,9 +30,7 @@ namespace hopper {
 #endif
 #include "hopper_mma.cuh"
 }  // namespace hopper
-#if !defined(SATA_EMULATOR)
-using hopper::shared;
-#endif
+#undef shared
 using hopper::barrier_init, hopper::barrier_arrive, hopper::barrier_wait, hopper::proxy_fence, hopper::group_sync, hopper::smem;
 using hopper::mma_fence, hopper::mma_commit, hopper::mma_wait, hopper::mma_touch, hopper::Mma;
 
@@ -40,10 +38,13 @@ constexpr int D = 32;
 constexpr int NT = D_VALUE / 8 + 1, NP = 8 * NT, NA = NP / 2;  // tiles of 8 columns, columns, accumulators per 64 rows
 constexpr int NV = NT - 1;
 constexpr int WIDE_TILES = 9, FEATURES = 64 * WIDE_TILES, TILES = FEATURES / 16;
-// Matrix instructions of a group: two groups are on their way at once, and what they read takes registers.
+// Matrix instructions of a group, and groups that are on their way while the next is made: an instruction takes about 130
+// cycles, so that some must be, but what they read takes registers.
 #ifndef SUM_GROUP
 #define SUM_GROUP 1
+#define SUM_DEPTH 3
 #define READ_GROUP 2
+#define READ_SETS 3
 #endif
 constexpr int CHUNK = 128, PIECE = 64;
 constexpr f32 LOG2E = 1.4426950408889634f;
@@ -300,7 +301,7 @@ DEV void absorb(Sums& sums, const u8* stage, u32 address) {
                 if (j + i < WIDE_TILES) Mma<8 * NV>::run<1>(sums.v[j + i], a[i].low.x, a[i].high.x, a[i].low.y, a[i].high.y, b);
             if (j == 0) Mma<40>::run<1>(sums.z, u.x, v.x, u.y, v.y, keys + tile * (256 >> 4));
             mma_commit();
-            mma_wait<1>();
+            mma_wait<SUM_DEPTH>();
         }
     }
     mma_wait<0>();

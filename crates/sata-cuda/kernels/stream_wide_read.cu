@@ -162,10 +162,16 @@ DEV void sum(const Stream& p, const Walk& w, u8* at, u32 base) {
 struct Steps {
     u32 a[READ_GROUP][4];
 };
-DEV void multiply(f32 (&acc)[NA], const Steps& steps, u64 b) {
+// What is read, in sets whose sum it is: a matrix instruction waits for the one before that adds to the same.
+struct Outputs {
+    f32 a[READ_SETS][NA];
+};
+// Step `first` of a tile and the next.
+DEV void multiply(Outputs& acc, const Steps& steps, u64 b, int first) {
     mma_fence();
 #pragma unroll
-    for (int i = 0; i < READ_GROUP; i++) Mma<NP>::run<1>(acc, steps.a[i][0], steps.a[i][1], steps.a[i][2], steps.a[i][3], b + i * (256 >> 4));
+    for (int i = 0; i < READ_GROUP; i++)
+        Mma<NP>::run<1>(acc.a[(first + i) % READ_SETS], steps.a[i][0], steps.a[i][1], steps.a[i][2], steps.a[i][3], b + i * (256 >> 4));
     mma_commit();
     mma_wait<1>();
 }
@@ -183,7 +189,7 @@ DEV Words load_words(const u8* row) {
     return x;
 }
 // Reads by the features of the orbits a and a + 8; y has elements moved on by a.
-DEV void read_orbits(f32 (&acc)[NA], const Words& x, const Words& y, u64 b) {
+DEV void read_orbits(Outputs& acc, const Words& x, const Words& y, u64 b, int first) {
 #pragma unroll
     for (int from = 0; from < 4; from += READ_GROUP) {
         Steps s;
@@ -195,22 +201,22 @@ DEV void read_orbits(f32 (&acc)[NA], const Words& x, const Words& y, u64 b) {
                 s.a[i - from][2 * h] = mul2(x.low[own], y.low[other]);
                 s.a[i - from][2 * h + 1] = mul2(x.high[own], y.high[other]);
             }
-        multiply(acc, s, b + from * (256 >> 4));
+        multiply(acc, s, b + from * (256 >> 4), first + from);
     }
 }
 // What queries read of the sums.
-DEV void read(f32 (&acc)[NA], const Words& x, const u8* row, int t, u32 address) {
+DEV void read(Outputs& acc, const Words& x, const u8* row, int t, u32 address) {
     u64 b = descriptor(address, 128, SUM_PLANE);
     Words y = x;
     // As a loop, since all unrolled is loaded at once, for which there are no registers.
 #pragma unroll 1
     for (int i = t + 1; i < t + 5; i++) {
-        read_orbits(acc, x, y, b);
+        read_orbits(acc, x, y, b, 0);
         const Words next = load_words(row + i / 4 * QUERY_PLANE + i % 4 * 4);
         Words odd;
 #pragma unroll
         for (int j = 0; j < 4; j++) odd.low[j] = between(y.low[j], next.low[j]), odd.high[j] = between(y.high[j], next.high[j]);
-        read_orbits(acc, x, odd, b + (1024 >> 4));
+        read_orbits(acc, x, odd, b + (1024 >> 4), 4);
         y = next;
         b += 2 * (1024 >> 4);
     }
@@ -223,10 +229,11 @@ DEV void read(f32 (&acc)[NA], const Words& x, const u8* row, int t, u32 address)
         Steps s;
 #pragma unroll
         for (int i = 0; i < 4 * READ_GROUP; i++) s.a[i / 4][i % 4] = last[from + i / 4][i % 4];
-        multiply(acc, s, b + from * (256 >> 4));
+        multiply(acc, s, b + from * (256 >> 4), from);
     }
     mma_wait<0>();
-    mma_touch(acc);
+#pragma unroll
+    for (int i = 0; i < READ_SETS; i++) mma_touch(acc.a[i]);
 }
 
 DEV f32 polynomial(f32 x, const f32* a) {
@@ -236,34 +243,45 @@ DEV f32 polynomial(f32 x, const f32* a) {
     return y;
 }
 
-// A warpgroup that reads: rows 0 ... 63 of each chunk, or 64 ... 127.
+// A warpgroup that reads: 64 rows of each chunk, the first and the second half in turn, so that both weigh as many keys.
 DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
-    const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-    const int own = which * 64 + warp * 16 + g;  // the first of the lane's two rows of a chunk
     PieceRing pieces{base, 0};
     QueryRing queries{base, 0};
     PublishedRing published{base, 0};
     int h = 0;
 #pragma unroll 1
     for (int c = w.segment.first; c < w.segment.end;) {
-        const int frontier = w.frontier(c), end = w.end(c), rows = c * CHUNK + which * 64;
+        const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+        const int frontier = w.frontier(c), end = w.end(c), rows = c * CHUNK + (which + c) % 2 * 64;
         const f64 frontier_g = HAS_G ? w.before(frontier) : 0.0;
         queries.wait_full();
-        const u8* const row = at + QUERIES + queries.stage() * QUERY_BYTES + own * 16;
-        // Of the lane's row k.
-        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(at + QUERIES + queries.stage() * QUERY_BYTES + QUERY_G)[own + 8 * k]; };
-        f32 acc[NA];
+        // The first of the lane's two rows.
+        const u8* const stage = at + QUERIES + queries.stage() * QUERY_BYTES;
+        const int own = rows % CHUNK + warp * 16 + g;
+        const u8* const row = stage + own * 16;
+        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(stage + QUERY_G)[own + 8 * k]; };
+        // Two sets are left after reading.
+        f32 acc[2][NA];
+        {
+            Outputs sets;
 #pragma unroll
-        for (int i = 0; i < NA; i++) acc[i] = 0.0f;
-        published.wait_full();
-        read(acc, load_words(row + t * 4), row, t, base + PUBLISHED + published.stage() * NT * SUM_PLANE);
-        if (h + 1 == p.group) published.release();
-        if constexpr (HAS_G) {
+            for (int i = 0; i < READ_SETS; i++)
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                const f32 left = exp2_fast(f32(row_g(k) - frontier_g) * LOG2E);
+                for (int n = 0; n < NA; n++) sets.a[i][n] = 0.0f;
+            published.wait_full();
+            read(sets, load_words(row + t * 4), row, t, base + PUBLISHED + published.stage() * NT * SUM_PLANE);
+            if (h + 1 == p.group) published.release();
+            f32 left[2] = {1.0f, 1.0f};
+            if constexpr (HAS_G) {
 #pragma unroll
-                for (int n = 0; n < NT; n++) acc[4 * n + 2 * k] *= left, acc[4 * n + 2 * k + 1] *= left;
+                for (int k = 0; k < 2; k++) left[k] = exp2_fast(f32(row_g(k) - frontier_g) * LOG2E);
+            }
+#pragma unroll
+            for (int n = 0; n < NA; n++) {
+#pragma unroll
+                for (int i = 1; i < READ_SETS; i++) sets.a[0][n] += sets.a[i][n];
+                acc[0][n] = sets.a[0][n] * left[n / 2 % 2];
+                acc[1][n] = 0.0f;
             }
         }
         // From which token on weights are exact. Weights are relative to 2^shift, which moves where one would be larger than
@@ -278,29 +296,32 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
         for (; n < mine; n++) {
             pieces.wait_full();
             const int first = frontier + n * PIECE;
-            const u32 address = base + PIECES + pieces.stage() * PIECE_BYTES;
-            const u8* const stage = at + PIECES + pieces.stage() * PIECE_BYTES;
-            const f32* const fall = reinterpret_cast<const f32*>(stage + PIECE_FALL) + 2 * t;
+            const u32 address = uniform(base + PIECES + pieces.stage() * PIECE_BYTES);
             f32 s[32];
+            {
 #pragma unroll
-            for (int i = 0; i < 32; i++) s[i] = 0.0f;
-            const u64 keys = descriptor(address, PLANE, 128);
-            const Words x = load_words(row + t * 4);
-            mma_fence();
-            Mma<64>::run<0>(s, x.low[0], x.high[0], x.low[1], x.high[1], keys);
-            Mma<64>::run<0>(s, x.low[2], x.high[2], x.low[3], x.high[3], keys + (2 * PLANE >> 4));
-            mma_commit();
-            mma_wait<0>();
-            mma_touch(s);
-            u32 weights[16];
+                for (int i = 0; i < 32; i++) s[i] = 0.0f;
+                const u64 keys = descriptor(address, PLANE, 128);
+                const Words x = load_words(row + t * 4);
+                mma_fence();
+                Mma<64>::run<0>(s, x.low[0], x.high[0], x.low[1], x.high[1], keys);
+                Mma<64>::run<0>(s, x.low[2], x.high[2], x.low[3], x.high[3], keys + (2 * PLANE >> 4));
+                mma_commit();
+                mma_wait<0>();
+                mma_touch(s);
+            }
+            const u8* const piece = at + PIECES + pieces.stage() * PIECE_BYTES;
+            const f32* const fall = reinterpret_cast<const f32*>(piece + PIECE_FALL) + 2 * t;
             f32 fade[2] = {};
             if constexpr (HAS_G) {
-                const f64 end_g = reinterpret_cast<const f64*>(stage + PIECE_G)[PIECE - 1];
+                const f64 end_g = reinterpret_cast<const f64*>(piece + PIECE_G)[PIECE - 1];
 #pragma unroll
                 for (int k = 0; k < 2; k++) fade[k] = f32(row_g(k) - end_g) * LOG2E;
             }
-            const bool diagonal = first == rows;
-            if (HAS_NEAR && first >= since) {
+            // To weights: those of 16 keys are four words.
+            const bool diagonal = first == rows, is_exact = HAS_NEAR && first >= since;
+            u32 weights[16];
+            if (is_exact) {
                 if (diagonal) {
 #pragma unroll
                     for (int i = 0; i < 32; i++)
@@ -324,10 +345,14 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
                     for (int k = 0; k < 2; k++) {
                         largest[k] = fmaxf(largest[k], __shfl_xor_sync(ALL_LANES, largest[k], 1));
                         largest[k] = fmaxf(largest[k], __shfl_xor_sync(ALL_LANES, largest[k], 2));
-                        const f32 by = largest[k] > limit ? largest[k] : 0.0f, times = exp2_fast(-by);
+                        const f32 by = largest[k] > limit ? largest[k] : 0.0f;
+                        // Of the first ones it may be negative, when there is nothing to scale.
+                        const f32 times = exp2_fast(-fmaxf(by, 0.0f));
                         shift[k] += by;
 #pragma unroll
-                        for (int m = 0; m < NT; m++) acc[4 * m + 2 * k] *= times, acc[4 * m + 2 * k + 1] *= times;
+                        for (int i = 0; i < 2; i++)
+#pragma unroll
+                            for (int m = 0; m < NT; m++) acc[i][4 * m + 2 * k] *= times, acc[i][4 * m + 2 * k + 1] *= times;
 #pragma unroll
                         for (int j = 0; j < 8; j++) s[4 * j + 2 * k] -= by, s[4 * j + 2 * k + 1] -= by;
                     }
@@ -376,10 +401,11 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
             mma_fence();
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                Mma<NP>::run<1>(acc, weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3], values + i * (256 >> 4));
+                Mma<NP>::run<1>(acc[i % 2], weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3], values + i * (256 >> 4));
             mma_commit();
             mma_wait<0>();
-            mma_touch(acc);
+            mma_touch(acc[0]);
+            mma_touch(acc[1]);
             pieces.release();
         }
         queries.release();
@@ -389,23 +415,23 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
         }
 
         // The lane looked up anew: registers are scarce.
-        const int thread = hopper::thread_here(), t = thread % 4;
+        const int thread = hopper::thread_here(), column = thread % 4 * 2;
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const f32 total = __shfl_sync(ALL_LANES, acc[4 * NV + 2 * k], thread % 32 & ~3);
-            const int token = c * CHUNK + which * 64 + thread % 128 / 32 * 16 + thread % 32 / 4 + 8 * k;
+            const f32 total = __shfl_sync(ALL_LANES, acc[0][4 * NV + 2 * k] + acc[1][4 * NV + 2 * k], thread % 32 & ~3);
+            const int token = rows + thread % 128 / 32 * 16 + thread % 32 / 4 + 8 * k;
             if (token >= w.tokens) continue;
             const i64 head = w.head * p.group + h;
-            if (t == 0 && !(total > 0.0f && total < INFINITY)) {
+            if (column == 0 && !(total > 0.0f && total < INFINITY)) {
                 // Rare; kept as its complement, so that the largest is the first.
                 const u64 place = (u64(w.segment.sequence) * p.kv_heads * p.group + head) * p.most_queries + token;
                 atomicAdd(total * 0.0f == 0.0f ? &p.tally->non_positive : &p.tally->non_finite, u64(1));
                 atomicMax(&p.tally->first, ~place);
             }
             const f32 inverse = reciprocal_fast(total);
-            bf16* const y = ::row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + 2 * t;
+            bf16* const y = ::row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + column;
 #pragma unroll
-            for (int m = 0; m < NV; m++) *reinterpret_cast<u32*>(y + 8 * m) = pack2(acc[4 * m + 2 * k] * inverse, acc[4 * m + 2 * k + 1] * inverse);
+            for (int m = 0; m < NV; m++) *reinterpret_cast<u32*>(y + 8 * m) = pack2((acc[0][4 * m + 2 * k] + acc[1][4 * m + 2 * k]) * inverse, (acc[0][4 * m + 2 * k + 1] + acc[1][4 * m + 2 * k + 1]) * inverse);
         }
         if (++h == p.group) h = 0, c++;
     }

@@ -51,3 +51,5 @@ extern "C" __global__ void __launch_bounds__(384, 1) stream_wide_sums(const __gr
     each_pair(sums, [&](int feature, int column, f32 x, f32 y) { *reinterpret_cast<float2*>(to + feature * NP + column) = make_float2(x, y); });
     each_one(sums, [&](int feature, f32 x) { to[feature * NP + D_VALUE] = x; });
 }
+
+extern "C" __global__ void __launch_bounds__(256) stream_scan(const __grid_constant__ Chains p) { scan(p); }

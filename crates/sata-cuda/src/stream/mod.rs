@@ -140,12 +140,16 @@ impl Tables {
         let factors: Vec<f64> = coefficients.iter().enumerate().map(factor).collect();
         let mut left = multiplicities(&*plan.basis()?);
         let part = |shape: Shape| {
+            let (sums, read) = match shape.is_wide() {
+                true => ("stream_wide_sums", "stream_wide_read"),
+                false => ("stream_sums", "stream_read"),
+            };
             let table = shape.program.coefficients(&mut left, &factors);
             Ok(Part {
                 coefficients: Buffer::from_slice(plan.device(), &table)?,
-                sums: units.kernel("stream_sums", &shape.sums())?,
+                sums: units.kernel(sums, &shape.sums())?,
                 scan: units.kernel("stream_scan", &shape.sums())?,
-                read: units.kernel("stream_read", &shape.read())?,
+                read: units.kernel(read, &shape.read())?,
                 shape,
             })
         };
