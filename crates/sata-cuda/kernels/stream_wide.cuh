@@ -49,10 +49,25 @@ constexpr int WIDE_TILES = 9, FEATURES = 64 * WIDE_TILES, TILES = FEATURES / 16;
 constexpr int CHUNK = 128, PIECE = 64;
 constexpr f32 LOG2E = 1.4426950408889634f;
 
-// A descriptor of B: bytes between its 8 x 8 core matrices.
-DEV u64 descriptor(u32 address, u32 along_k, u32 along_n) {
-    return u64(along_n >> 4) << 32 | ((address & 0x3ffff) >> 4 | along_k >> 4 << 16);
+// What is the same in all lanes, in a register of the warp, where descriptors and what is added to them belong.
+#if defined(SATA_EMULATOR)
+DEV u32 uniform(u32 x) { return x; }
+#else
+DEV u32 uniform(u32 x) {
+    u32 y;
+    asm("redux.sync.or.b32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
 }
+#endif
+
+// A descriptor of B at an address of shared memory that is the same in all lanes, ALONG_K and ALONG_N bytes between its 8 x 8
+// core matrices.
+template <int ALONG_K, int ALONG_N> struct Descriptor {
+    u32 low;
+    DEV_MEMBER explicit Descriptor(u32 address) : low(uniform(address >> 4 | u32(ALONG_K >> 4) << 16)) {}
+    // Some bytes further on.
+    DEV_MEMBER u64 at(int bytes) const { return u64(ALONG_N >> 4) << 32 | (low + u32(bytes >> 4)); }
+};
 // Planes of 16 bytes a row: [D / 8][64 tokens] of keys, [NT][64 tokens] of values and ones, [NT][FEATURES] of sums. Those that
 // rows are copied to lie so that the parts of a row are in different banks.
 constexpr int PLANE = PIECE * 16 + 32, SUM_PLANE = FEATURES * 16, QUERY_PLANE = CHUNK * 16 + 32;
@@ -151,7 +166,7 @@ DEV void copy_rows(u8* to, int plane, const bf16* from, i64 stride, int left) {
     u8* const own = to + part * plane + token * 16;
     from += token * stride + part * 8;
     left -= token;
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < COUNT; i += 8) {
         copy_async<16>(own + i * 16, from, i < left ? 16 : 0);
         // The first plane once more after the last.
@@ -238,9 +253,6 @@ DEV uint2 load2(const u8* at) { return *reinterpret_cast<const uint2*>(at); }
 DEV uint2 mul(uint2 a, uint2 b) { return make_uint2(mul2(a.x, b.x), mul2(a.y, b.y)); }
 // The bits of a where those of the mask are set, else of b.
 DEV uint2 blend(u32 mask, uint2 a, uint2 b) { return make_uint2((a.x & mask) | (b.x & ~mask), (a.y & mask) | (b.y & ~mask)); }
-// The same in all lanes, which the compiler is to know: descriptors are the warp's.
-DEV u32 uniform(u32 x) { return __shfl_sync(ALL_LANES, x, 0); }
-
 // Second factors of one tile and 16 tokens: rows g, and g + 8.
 struct Factors {
     uint2 low, high;
@@ -258,7 +270,7 @@ DEV void absorb(Sums& sums, const u8* stage, u32 address) {
     // No branch goes around a matrix instruction, which would serialise them.
     const u32 is_square = warp == 0 ? ~0u : 0u, is_element = warp < 2 ? ~0u : 0u, is_one = warp == 3 ? ~0u : 0u;
     const uint2 ones = make_uint2(BF16_ONES, BF16_ONES);
-    const u64 values = descriptor(uniform(address) + SUM_VALUES, 128, PLANE), keys = descriptor(uniform(address) + SUM_KEYS, 128, PLANE);
+    const Descriptor<128, PLANE> rows(address);
     auto factors = [&](int tile, int j) { return load_factors((j < 8 ? others + j * 32 : last) + tile * SLAB); };
     // What is multiplied next is loaded before this is waited for.
     uint2 next_low = load2(own), next_high = load2(own + 256), next_weights = ones;
@@ -268,7 +280,6 @@ DEV void absorb(Sums& sums, const u8* stage, u32 address) {
     for (int i = 0; i < SUM_GROUP; i++) next[i] = factors(0, i);
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
-        const u64 b = values + tile * (256 >> 4);
         uint2 low = next_low, high = next_high;
         const uint2 weights = next_weights;
         if constexpr (HAS_G) low = mul(low, weights), high = mul(high, weights);
@@ -298,8 +309,8 @@ DEV void absorb(Sums& sums, const u8* stage, u32 address) {
             mma_fence();
 #pragma unroll
             for (int i = 0; i < SUM_GROUP; i++)
-                if (j + i < WIDE_TILES) Mma<8 * NV>::run<1>(sums.v[j + i], a[i].low.x, a[i].high.x, a[i].low.y, a[i].high.y, b);
-            if (j == 0) Mma<40>::run<1>(sums.z, u.x, v.x, u.y, v.y, keys + tile * (256 >> 4));
+                if (j + i < WIDE_TILES) Mma<8 * NV>::run<1>(sums.v[j + i], a[i].low.x, a[i].high.x, a[i].low.y, a[i].high.y, rows.at(SUM_VALUES + tile * 256));
+            if (j == 0) Mma<40>::run<1>(sums.z, u.x, v.x, u.y, v.y, rows.at(SUM_KEYS + tile * 256));
             mma_commit();
             mma_wait<SUM_DEPTH>();
         }

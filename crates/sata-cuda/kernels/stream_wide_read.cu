@@ -16,7 +16,8 @@ constexpr int PIECE_BARS = BARS, QUERY_BARS = PIECE_BARS + 2 * PIECE_STAGES * 8,
 using PieceRing = Ring<PIECE_STAGES, PIECE_BARS>;
 using QueryRing = Ring<QUERY_STAGES, QUERY_BARS>;
 using PublishedRing = Ring<2, PUBLISHED_BARS>;
-static_assert(PUBLISHED_BARS + 4 * 8 == UNIT_BYTES, "shared memory differs from what Rust asks for");
+constexpr int TURNS = PUBLISHED_BARS + 4 * 8, TURN_BYTES = 32;  // of the warps that read
+static_assert(TURNS + 8 * TURN_BYTES == UNIT_BYTES, "shared memory differs from what Rust asks for");
 
 // Copies keys since the frontier, in pieces. One warp.
 DEV void copy_keys(const Stream& p, const Walk& w, u8* at) {
@@ -166,12 +167,13 @@ struct Steps {
 struct Outputs {
     f32 a[READ_SETS][NA];
 };
+using SumsDescriptor = Descriptor<128, SUM_PLANE>;
 // Step `first` of a tile and the next.
-DEV void multiply(Outputs& acc, const Steps& steps, u64 b, int first) {
+DEV void multiply(Outputs& acc, const Steps& steps, const SumsDescriptor& b, int tile, int first) {
     mma_fence();
 #pragma unroll
     for (int i = 0; i < READ_GROUP; i++)
-        Mma<NP>::run<1>(acc.a[(first + i) % READ_SETS], steps.a[i][0], steps.a[i][1], steps.a[i][2], steps.a[i][3], b + i * (256 >> 4));
+        Mma<NP>::run<1>(acc.a[(4 * tile + first + i) % READ_SETS], steps.a[i][0], steps.a[i][1], steps.a[i][2], steps.a[i][3], b.at(tile * 1024 + (first + i) * 256));
     mma_commit();
     mma_wait<1>();
 }
@@ -189,7 +191,7 @@ DEV Words load_words(const u8* row) {
     return x;
 }
 // Reads by the features of the orbits a and a + 8; y has elements moved on by a.
-DEV void read_orbits(Outputs& acc, const Words& x, const Words& y, u64 b, int first) {
+DEV void read_orbits(Outputs& acc, const Words& x, const Words& y, const SumsDescriptor& b, int tile) {
 #pragma unroll
     for (int from = 0; from < 4; from += READ_GROUP) {
         Steps s;
@@ -201,24 +203,32 @@ DEV void read_orbits(Outputs& acc, const Words& x, const Words& y, u64 b, int fi
                 s.a[i - from][2 * h] = mul2(x.low[own], y.low[other]);
                 s.a[i - from][2 * h + 1] = mul2(x.high[own], y.high[other]);
             }
-        multiply(acc, s, b + from * (256 >> 4), first + from);
+        multiply(acc, s, b, tile, from);
     }
 }
 // What queries read of the sums.
-DEV void read(Outputs& acc, const Words& x, const u8* row, int t, u32 address) {
-    u64 b = descriptor(address, 128, SUM_PLANE);
-    Words y = x;
-    // As a loop, since all unrolled is loaded at once, for which there are no registers.
-#pragma unroll 1
-    for (int i = t + 1; i < t + 5; i++) {
-        read_orbits(acc, x, y, b, 0);
-        const Words next = load_words(row + i / 4 * QUERY_PLANE + i % 4 * 4);
+DEV void read(Outputs& acc, const u8* row, int t, u32 address) {
+    const Words x = load_words(row + t * 4);
+    // The words 2i further on, which may be in the next plane.
+    auto words = [&](int i) { return load_words(row + t * 4 + i * 4 + (t + i >= 4 ? QUERY_PLANE - 16 : 0)); };
+    auto between_words = [](const Words& y, const Words& next) {
         Words odd;
 #pragma unroll
         for (int j = 0; j < 4; j++) odd.low[j] = between(y.low[j], next.low[j]), odd.high[j] = between(y.high[j], next.high[j]);
-        read_orbits(acc, x, odd, b + (1024 >> 4), 4);
-        y = next;
-        b += 2 * (1024 >> 4);
+        return odd;
+    };
+    Words y = x;
+    // As a loop, since all unrolled is loaded at once, for which there are no registers.
+#pragma unroll 1
+    for (int i = 0; i < 4; i += 2) {
+        const SumsDescriptor b(address + i * 2048);
+        // What comes next is loaded before it is needed.
+        const Words next = words(i + 1);
+        read_orbits(acc, x, y, b, 0);
+        read_orbits(acc, x, between_words(y, next), b, 1);
+        y = words(i + 2);
+        read_orbits(acc, x, next, b, 2);
+        read_orbits(acc, x, between_words(next, y), b, 3);
     }
     const u32 last[4][4] = {{mul2(x.low[0], x.low[2]), mul2(x.high[0], x.high[2]), mul2(x.low[1], x.low[3]), mul2(x.high[1], x.high[3])},
                             {x.low[0], x.high[0], x.low[1], x.high[1]},
@@ -229,7 +239,7 @@ DEV void read(Outputs& acc, const Words& x, const u8* row, int t, u32 address) {
         Steps s;
 #pragma unroll
         for (int i = 0; i < 4 * READ_GROUP; i++) s.a[i / 4][i % 4] = last[from + i / 4][i % 4];
-        multiply(acc, s, b + from * (256 >> 4), from);
+        multiply(acc, s, SumsDescriptor(address), 8, from);
     }
     mma_wait<0>();
 #pragma unroll
@@ -243,38 +253,79 @@ DEV f32 polynomial(f32 x, const f32* a) {
     return y;
 }
 
+// Divides, and writes outputs; `rows` is the warpgroup's first.
+DEV void finish(const Stream& p, const Walk& w, const f32 (&acc)[2][NA], int rows, int h) {
+    const int thread = hopper::thread_here(), t = thread % 4;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const f32 total = __shfl_sync(ALL_LANES, acc[0][4 * NV + 2 * k] + acc[1][4 * NV + 2 * k], thread % 32 & ~3);
+        const int token = rows + thread % 128 / 32 * 16 + thread % 32 / 4 + 8 * k;
+        if (token >= w.tokens) continue;
+        const i64 head = w.head * p.group + h;
+        if (t == 0 && !(total > 0.0f && total < INFINITY)) {
+            // Rare; kept as its complement, so that the largest is the first.
+            const u64 place = (u64(w.segment.sequence) * p.kv_heads * p.group + head) * p.most_queries + token;
+            atomicAdd(total * 0.0f == 0.0f ? &p.tally->non_positive : &p.tally->non_finite, u64(1));
+            atomicMax(&p.tally->first, ~place);
+        }
+        const f32 inverse = reciprocal_fast(total);
+        bf16* const y = row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + 2 * t;
+#pragma unroll
+        for (int m = 0; m < NV; m++) {
+            const f32 low = acc[0][4 * m + 2 * k] + acc[1][4 * m + 2 * k], high = acc[0][4 * m + 2 * k + 1] + acc[1][4 * m + 2 * k + 1];
+            *reinterpret_cast<u32*>(y + 8 * m) = pack2(low * inverse, high * inverse);
+        }
+    }
+}
+
+// Where a warp that reads is: in shared memory, since registers are scarce.
+struct Turn {
+    int c, h;                        // chunk, query head of the group
+    u32 pieces, queries, published;  // of the rings
+    u32 unused[3];
+};
+// A lane's own rows.
+struct Lane {
+    int thread;
+    DEV_MEMBER Lane() : thread(hopper::thread_here()) {}
+    DEV_MEMBER int t() const { return thread % 4; }
+    DEV_MEMBER int row() const { return thread % 128 / 32 * 16 + thread % 32 / 4; }  // the first of two among 64
+};
 // A warpgroup that reads: 64 rows of each chunk, the first and the second half in turn, so that both weigh as many keys.
 DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
-    PieceRing pieces{base, 0};
-    QueryRing queries{base, 0};
-    PublishedRing published{base, 0};
-    int h = 0;
+    volatile Turn* const turn = reinterpret_cast<volatile Turn*>(at + TURNS) + threadIdx.x / 32 % 8;
+    turn->c = w.segment.first;
+    turn->h = 0, turn->pieces = 0, turn->queries = 0, turn->published = 0;
+    __syncwarp();
 #pragma unroll 1
-    for (int c = w.segment.first; c < w.segment.end;) {
-        const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-        const int frontier = w.frontier(c), end = w.end(c), rows = c * CHUNK + (which + c) % 2 * 64;
-        const f64 frontier_g = HAS_G ? w.before(frontier) : 0.0;
-        queries.wait_full();
-        // The first of the lane's two rows.
-        const u8* const stage = at + QUERIES + queries.stage() * QUERY_BYTES;
-        const int own = rows % CHUNK + warp * 16 + g;
-        const u8* const row = stage + own * 16;
-        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(stage + QUERY_G)[own + 8 * k]; };
+    while (turn->c < w.segment.end) {
         // Two sets are left after reading.
         f32 acc[2][NA];
         {
+            const Lane lane;
+            const int c = turn->c;
+            QueryRing queries{base, turn->queries};
+            PublishedRing published{base, turn->published};
+            const int frontier = w.frontier(c), own = (which + c) % 2 * 64 + lane.row();
+            const f64 frontier_g = HAS_G ? w.before(frontier) : 0.0;
+            queries.wait_full();
+            const u8* const stage = at + QUERIES + queries.stage() * QUERY_BYTES;
             Outputs sets;
 #pragma unroll
             for (int i = 0; i < READ_SETS; i++)
 #pragma unroll
                 for (int n = 0; n < NA; n++) sets.a[i][n] = 0.0f;
             published.wait_full();
-            read(sets, load_words(row + t * 4), row, t, base + PUBLISHED + published.stage() * NT * SUM_PLANE);
-            if (h + 1 == p.group) published.release();
+            read(sets, stage + own * 16, lane.t(), base + PUBLISHED + published.stage() * NT * SUM_PLANE);
+            if (turn->h + 1 == p.group) {
+                published.release();
+                turn->published = published.at;
+            }
             f32 left[2] = {1.0f, 1.0f};
             if constexpr (HAS_G) {
+                const f64* const g = reinterpret_cast<const f64*>(stage + QUERY_G) + own;
 #pragma unroll
-                for (int k = 0; k < 2; k++) left[k] = exp2_fast(f32(row_g(k) - frontier_g) * LOG2E);
+                for (int k = 0; k < 2; k++) left[k] = exp2_fast(f32(g[8 * k] - frontier_g) * LOG2E);
             }
 #pragma unroll
             for (int n = 0; n < NA; n++) {
@@ -284,31 +335,38 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
                 acc[1][n] = 0.0f;
             }
         }
+
+        const Lane lane;
+        const int g = lane.row(), t = lane.t();
+        const int c = turn->c, frontier = w.frontier(c), rows = c * CHUNK + (which + c) % 2 * 64;
+        QueryRing queries{base, turn->queries};
+        PieceRing pieces{base, turn->pieces};
+        const u8* const queries_at = at + QUERIES + queries.stage() * QUERY_BYTES;
+        const u8* const row = queries_at + (rows % CHUNK + g) * 16;
+        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(queries_at + QUERY_G)[rows % CHUNK + g + 8 * k]; };
         // From which token on weights are exact. Weights are relative to 2^shift, which moves where one would be larger than
         // 2^limit. Where all are exact the first ones' largest is what they are relative to.
         constexpr f32 LARGE = 80.0f;
         const int since = HAS_NEAR ? (rows / w.block - w.near) * w.block : 0;
         f32 shift[2] = {0.0f, 0.0f}, limit = since <= 0 ? -INFINITY : LARGE;
 
-        const int count = (end - frontier + PIECE - 1) / PIECE, mine = min(count, (rows - frontier) / PIECE + 1);
+        const int count = (w.end(c) - frontier + PIECE - 1) / PIECE, mine = min(count, (rows - frontier) / PIECE + 1);
         int n = 0;
 #pragma unroll 1
         for (; n < mine; n++) {
             pieces.wait_full();
             const int first = frontier + n * PIECE;
-            const u32 address = uniform(base + PIECES + pieces.stage() * PIECE_BYTES);
+            const u32 address = base + PIECES + pieces.stage() * PIECE_BYTES;
             f32 s[32];
             {
 #pragma unroll
                 for (int i = 0; i < 32; i++) s[i] = 0.0f;
-                const u64 keys = descriptor(address, PLANE, 128);
+                const Descriptor<PLANE, 128> keys(address);
                 const Words x = load_words(row + t * 4);
                 mma_fence();
-                Mma<64>::run<0>(s, x.low[0], x.high[0], x.low[1], x.high[1], keys);
-                Mma<64>::run<0>(s, x.low[2], x.high[2], x.low[3], x.high[3], keys + (2 * PLANE >> 4));
+                Mma<64>::run<0>(s, x.low[0], x.high[0], x.low[1], x.high[1], keys.at(0));
+                Mma<64>::run<0>(s, x.low[2], x.high[2], x.low[3], x.high[3], keys.at(2 * PLANE));
                 mma_commit();
-                mma_wait<0>();
-                mma_touch(s);
             }
             const u8* const piece = at + PIECES + pieces.stage() * PIECE_BYTES;
             const f32* const fall = reinterpret_cast<const f32*>(piece + PIECE_FALL) + 2 * t;
@@ -318,6 +376,8 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
 #pragma unroll
                 for (int k = 0; k < 2; k++) fade[k] = f32(row_g(k) - end_g) * LOG2E;
             }
+            mma_wait<0>();
+            mma_touch(s);
             // To weights: those of 16 keys are four words.
             const bool diagonal = first == rows, is_exact = HAS_NEAR && first >= since;
             u32 weights[16];
@@ -325,7 +385,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
                 if (diagonal) {
 #pragma unroll
                     for (int i = 0; i < 32; i++)
-                        if (8 * (i >> 2) + 2 * t + (i & 1) > warp * 16 + g + 8 * (i >> 1 & 1)) s[i] = -INFINITY;
+                        if (8 * (i >> 2) + 2 * t + (i & 1) > g + 8 * (i >> 1 & 1)) s[i] = -INFINITY;
                 }
                 // To exponents, and the largest of each row's.
                 f32 largest[2] = {-INFINITY, -INFINITY};
@@ -391,49 +451,36 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
                         for (int e = 0; e < 2; e++) {
                             y[e] = polynomial(s[4 * j + 2 * k + e], p.a);
                             if constexpr (HAS_G) y[e] *= exp2_fast(fminf(fade[k] + (e == 0 ? f.x : f.y), 0.0f));
-                            if (8 * j + 2 * t + e > warp * 16 + g + 8 * k) y[e] = 0.0f;
+                            if (8 * j + 2 * t + e > g + 8 * k) y[e] = 0.0f;
                         }
                         weights[2 * j + k] = pack2(y[0], y[1]);
                     }
                 }
             }
-            const u64 values = descriptor(address + KEY_BYTES, 128, PLANE);
+            const Descriptor<128, PLANE> values(address + KEY_BYTES);
             mma_fence();
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                Mma<NP>::run<1>(acc[i % 2], weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3], values + i * (256 >> 4));
+                Mma<NP>::run<1>(acc[i % 2], weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3], values.at(i * 256));
             mma_commit();
             mma_wait<0>();
             mma_touch(acc[0]);
             mma_touch(acc[1]);
             pieces.release();
         }
-        queries.release();
         for (; n < count; n++) {
             pieces.wait_full();
             pieces.release();
         }
+        queries.release();
+        turn->queries = queries.at, turn->pieces = pieces.at;
 
-        // The lane looked up anew: registers are scarce.
-        const int thread = hopper::thread_here(), column = thread % 4 * 2;
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const f32 total = __shfl_sync(ALL_LANES, acc[0][4 * NV + 2 * k] + acc[1][4 * NV + 2 * k], thread % 32 & ~3);
-            const int token = rows + thread % 128 / 32 * 16 + thread % 32 / 4 + 8 * k;
-            if (token >= w.tokens) continue;
-            const i64 head = w.head * p.group + h;
-            if (column == 0 && !(total > 0.0f && total < INFINITY)) {
-                // Rare; kept as its complement, so that the largest is the first.
-                const u64 place = (u64(w.segment.sequence) * p.kv_heads * p.group + head) * p.most_queries + token;
-                atomicAdd(total * 0.0f == 0.0f ? &p.tally->non_positive : &p.tally->non_finite, u64(1));
-                atomicMax(&p.tally->first, ~place);
-            }
-            const f32 inverse = reciprocal_fast(total);
-            bf16* const y = ::row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + column;
-#pragma unroll
-            for (int m = 0; m < NV; m++) *reinterpret_cast<u32*>(y + 8 * m) = pack2((acc[0][4 * m + 2 * k] + acc[1][4 * m + 2 * k]) * inverse, (acc[0][4 * m + 2 * k + 1] + acc[1][4 * m + 2 * k + 1]) * inverse);
-        }
-        if (++h == p.group) h = 0, c++;
+        finish(p, w, acc, rows, turn->h);
+        const int h = turn->h + 1;
+        __syncwarp();
+        turn->h = h == p.group ? 0 : h;
+        if (h == p.group) turn->c = c + 1;
+        __syncwarp();
     }
 }
 

@@ -191,6 +191,7 @@ impl Shape {
             + WIDE_QUERIES * (queries + 16)
             + features * 4
             + 2 * 16
+            + 8 * 32
     }
 
     /// Bytes of shared memory of a block of threads: its units', and coefficients.
