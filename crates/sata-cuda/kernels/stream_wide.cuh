@@ -31,7 +31,7 @@ namespace hopper {
 #include "hopper_mma.cuh"
 }  // namespace hopper
 #undef shared
-using hopper::barrier_init, hopper::barrier_arrive, hopper::barrier_wait, hopper::proxy_fence, hopper::group_sync, hopper::smem;
+using hopper::barrier_init, hopper::barrier_arrive, hopper::proxy_fence, hopper::group_sync, hopper::smem;
 using hopper::mma_fence, hopper::mma_commit, hopper::mma_wait, hopper::mma_touch, hopper::Mma;
 
 constexpr int D = 32;
@@ -75,11 +75,13 @@ constexpr int KEY_BYTES = 4 * PLANE, VALUE_BYTES = NT * PLANE;
 
 // A piece for readers: keys, values; with decay g f64, fall = log2(e) (g at its last token - g) f32, 2^fall f32.
 constexpr int PIECE_STAGES = 4;
+// g becomes two f32 that add up to it, in place.
 constexpr int PIECE_G = KEY_BYTES + VALUE_BYTES, PIECE_FALL = PIECE_G + PIECE * 8;
 constexpr int PIECE_BYTES = PIECE_G + (HAS_G ? PIECE * 16 : 0);
-// Queries: the first plane comes once more after the last, since elements are taken modulo 32; with decay g f64.
+// Queries: the first plane comes once more after the last, since elements are taken modulo 32; with decay g, and g at
+// the frontier.
 constexpr int QUERY_STAGES = 2;
-constexpr int QUERY_G = 5 * QUERY_PLANE, QUERY_BYTES = QUERY_G + (HAS_G ? CHUNK * 8 : 0);
+constexpr int QUERY_G = 5 * QUERY_PLANE, QUERY_BYTES = QUERY_G + (HAS_G ? CHUNK * 8 + 16 : 0);
 // A piece for sums: per 16 tokens elements 0 ... 31, 0 ... 31 and weights, 32 bytes each: what four lanes need, tokens
 // 2t, 2t+1 | 2t+8, 2t+9; keys and ones; values; with decay what is left of the sums before, and g f64.
 constexpr int SLAB = 65 * 32, SUM_KEYS = 4 * SLAB, SUM_VALUES = SUM_KEYS + KEY_BYTES + PLANE, SUM_FADE = SUM_VALUES + NV * PLANE;
@@ -95,6 +97,18 @@ template <int REGISTERS> DEV void fewer_registers() {}
 #else
 template <int REGISTERS> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 template <int REGISTERS> DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
+#endif
+
+// Waits for a phase of a barrier, asleep for long rather than asking again and again.
+#if defined(SATA_EMULATOR)
+DEV void barrier_wait(u32 bar, u32 parity) { hopper::barrier_wait(bar, parity); }
+#else
+DEV void barrier_wait(u32 bar, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "again:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, %2;\n"
+        "@p bra done;\nbra again;\ndone:\n}\n" ::"r"(bar), "r"(parity), "r"(1000000) : "memory");
+}
 #endif
 
 // A ring of stages, each with a barrier for when it is full and one for when it is empty, BARS after a base. What fills
@@ -146,11 +160,11 @@ struct Walk {
         g = HAS_G ? p.g + head * p.works + sequence.work : nullptr;
         return true;
     }
+    // The first token that is near those of a piece, which may be before all tokens. Most blocks are a piece.
+    DEV_MEMBER int since(int token) const { return block == PIECE ? token - near * PIECE : (token / block - near) * block; }
     // Tokens before this are in the sums when chunk c is read.
     DEV_MEMBER int frontier(int c) const {
-        if (!HAS_NEAR) return c * CHUNK;
-        const int b = c * CHUNK / block - near;
-        return b > 0 ? b * block : 0;
+        return HAS_NEAR ? max(since(c * CHUNK), 0) : c * CHUNK;
     }
     DEV_MEMBER int end(int c) const { return min((c + 1) * CHUNK, tokens); }
     DEV_MEMBER const bf16* keys(const Stream& p, int first) const { return row<bf16>(p.k, sequence.k_batch, head, sequence.k_first + first); }
@@ -179,6 +193,18 @@ DEV void copy_g(u8* to, const f64* g, int first, int end) {
     const int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < COUNT; i += 32) copy_async<8>(to + (lane + i) * 8, g + min(first + lane + i, end - 1), 8);
+}
+// g as two f32 that add up to it.
+DEV float2 halves(f64 g) {
+    const f32 high = f32(g);
+    return make_float2(high, f32(g - high));
+}
+DEV f32 difference(float2 a, float2 b) { return (a.x - b.x) + (a.y - b.y); }
+// In place, one warp.
+template <int COUNT>
+DEV void halve_g(u8* at) {
+    for (int i = int(threadIdx.x) % 32; i < COUNT; i += 32)
+        *reinterpret_cast<float2*>(at + 8 * i) = halves(*reinterpret_cast<const f64*>(at + 8 * i));
 }
 // A plane of ones beside the others of a stage, which no copy writes. One warp.
 DEV void write_ones(u8* plane) {

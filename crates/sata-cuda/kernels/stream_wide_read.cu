@@ -17,7 +17,8 @@ using PieceRing = Ring<PIECE_STAGES, PIECE_BARS>;
 using QueryRing = Ring<QUERY_STAGES, QUERY_BARS>;
 using PublishedRing = Ring<2, PUBLISHED_BARS>;
 constexpr int TURNS = PUBLISHED_BARS + 4 * 8, TURN_BYTES = 32;  // of the warps that read
-static_assert(TURNS + 8 * TURN_BYTES == UNIT_BYTES, "shared memory differs from what Rust asks for");
+constexpr int ONES = TURNS + 8 * TURN_BYTES, ONES_ROW = 34;       // sums of ones f32 [33][34]
+static_assert(ONES + 33 * ONES_ROW * 4 + 8 == UNIT_BYTES, "shared memory differs from what Rust asks for");
 
 // Copies keys since the frontier, in pieces. One warp.
 DEV void copy_keys(const Stream& p, const Walk& w, u8* at) {
@@ -34,6 +35,8 @@ DEV void copy_keys(const Stream& p, const Walk& w, u8* at) {
                 const f32 x = f32(g[PIECE - 1] - g[i]) * LOG2E;
                 fall[i] = x, fall[PIECE + i] = exp2_fast(x);
             }
+            __syncwarp();
+            halve_g<PIECE>(stage + PIECE_G);
         }
         proxy_fence();
         behind.filled();
@@ -65,6 +68,10 @@ DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
     enum { NOTHING, SOME_QUERIES, SOME_VALUES } last = NOTHING;
     auto finish = [&] {
         if (last == SOME_QUERIES) {
+            if constexpr (HAS_G) {
+                __syncwarp();
+                halve_g<CHUNK + 1>(at + QUERIES + queries_behind.stage() * QUERY_BYTES + QUERY_G);
+            }
             queries_behind.filled();
         } else if (last == SOME_VALUES) {
             proxy_fence();
@@ -80,7 +87,11 @@ DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
             u8* const stage = at + QUERIES + queries.stage() * QUERY_BYTES;
             const bf16* const q = row<bf16>(p.q, w.sequence.q_batch, w.head * p.group + h, w.sequence.q_first + begin);
             copy_rows<4, CHUNK, true>(stage, QUERY_PLANE, q, p.q.token, end - begin);
-            if constexpr (HAS_G) copy_g<CHUNK>(stage + QUERY_G, w.g, begin, end);
+            if constexpr (HAS_G) {
+                copy_g<CHUNK>(stage + QUERY_G, w.g, begin, end);
+                const int frontier = w.frontier(c);
+                if (threadIdx.x % 32 == 0) copy_async<8>(stage + QUERY_G + CHUNK * 8, w.g + max(frontier - 1, 0), frontier > 0 ? 8 : 0);
+            }
             copy_async_commit();
             queries.next();
             copy_async_wait<1>();
@@ -102,8 +113,21 @@ DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
 }
 
 // Rounds sums times coefficients to where queries read them.
-DEV void publish(Sums& sums, u8* to, const f32* coefficients) {
-    const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+DEV void publish(Sums& sums, u8* to, const f32* coefficients, f32* ones) {
+    const int thread = int(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
+    // Sums of ones by way of shared memory, since those who have them are few.
+    group_sync(1, 128);
+    if (warp < 2) {
+        f32* const own = ones + (warp * 16 + lane / 4) * ONES_ROW + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                *reinterpret_cast<float2*>(own + 8 * h * ONES_ROW + 8 * n) = make_float2(sums.z[4 * n + 2 * h], sums.z[4 * n + 2 * h + 1]);
+        if (lane % 4 == 0) own[32] = sums.z[16], own[32 + 8 * ONES_ROW] = sums.z[18];
+    } else if (thread == 64) {
+        ones[32 * ONES_ROW + 32] = sums.z[16];
+    }
     u8* const own = to + (warp * 16 + lane % 16) * 16;
     const f32* const by = coefficients + warp * 16 + lane / 4;
 #pragma unroll
@@ -122,7 +146,13 @@ DEV void publish(Sums& sums, u8* to, const f32* coefficients) {
         }
         if constexpr (NV % 2) store_matrices<2>(own + (NV - 1) * SUM_PLANE + j * 1024, r[NV - 1]);
     }
-    each_one(sums, [&](int feature, f32 x) { *reinterpret_cast<u16*>(to + NV * SUM_PLANE + feature * 16) = bf16_bits(x * coefficients[feature]); });
+    group_sync(1, 128);
+    u8* const plane = to + NV * SUM_PLANE + thread * 16;
+    auto put = [&](int m, const f32& x) { *reinterpret_cast<u16*>(plane + m * 2048) = bf16_bits(x * coefficients[thread + 128 * m]); };
+    const int part = thread / 16 % 4, i = thread % 32, apart = thread / 64 + part / 2 * 8;
+#pragma unroll
+    for (int m = 0; m < 4; m++) put(m, ones[i * ONES_ROW + (i + apart + 2 * m) % 32]);
+    if (thread < 64) put(4, ones[part == 0 ? i * ONES_ROW + i + 16 : part < 3 ? (thread - 16) * ONES_ROW + 32 : 32 * ONES_ROW + 32]);
 }
 
 // The warpgroup that sums.
@@ -142,7 +172,7 @@ DEV void sum(const Stream& p, const Walk& w, u8* at, u32 base) {
 #pragma unroll 1
     for (int c = w.segment.first; c < w.segment.end; c++) {
         published.wait_empty();
-        publish(sums, at + PUBLISHED + published.stage() * NT * SUM_PLANE, reinterpret_cast<const f32*>(at + COEFFICIENTS));
+        publish(sums, at + PUBLISHED + published.stage() * NT * SUM_PLANE, reinterpret_cast<const f32*>(at + COEFFICIENTS), reinterpret_cast<f32*>(at + ONES));
         proxy_fence();
         published.filled();
         // Of the segment's last chunk nobody reads what it adds to the sums.
@@ -254,14 +284,15 @@ DEV f32 polynomial(f32 x, const f32* a) {
 }
 
 // Divides, and writes outputs; `rows` is the warpgroup's first.
-DEV void finish(const Stream& p, const Walk& w, const f32 (&acc)[2][NA], int rows, int h) {
+DEV void finish(const Stream& p, const Walk& w, const f32 (&acc)[NA], int rows, int h) {
     const int thread = hopper::thread_here(), t = thread % 4;
+    int token = rows + thread % 128 / 32 * 16 + thread % 32 / 4;
+    const i64 head = w.head * p.group + h;
+    bf16* y = row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + 2 * t;
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-        const f32 total = __shfl_sync(ALL_LANES, acc[0][4 * NV + 2 * k] + acc[1][4 * NV + 2 * k], thread % 32 & ~3);
-        const int token = rows + thread % 128 / 32 * 16 + thread % 32 / 4 + 8 * k;
+    for (int k = 0; k < 2; k++, token += 8, y += 8 * p.y.token) {
+        const f32 total = __shfl_sync(ALL_LANES, acc[4 * NV + 2 * k], thread % 32 & ~3);
         if (token >= w.tokens) continue;
-        const i64 head = w.head * p.group + h;
         if (t == 0 && !(total > 0.0f && total < INFINITY)) {
             // Rare; kept as its complement, so that the largest is the first.
             const u64 place = (u64(w.segment.sequence) * p.kv_heads * p.group + head) * p.most_queries + token;
@@ -269,12 +300,8 @@ DEV void finish(const Stream& p, const Walk& w, const f32 (&acc)[2][NA], int row
             atomicMax(&p.tally->first, ~place);
         }
         const f32 inverse = reciprocal_fast(total);
-        bf16* const y = row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + 2 * t;
 #pragma unroll
-        for (int m = 0; m < NV; m++) {
-            const f32 low = acc[0][4 * m + 2 * k] + acc[1][4 * m + 2 * k], high = acc[0][4 * m + 2 * k + 1] + acc[1][4 * m + 2 * k + 1];
-            *reinterpret_cast<u32*>(y + 8 * m) = pack2(low * inverse, high * inverse);
-        }
+        for (int m = 0; m < NV; m++) *reinterpret_cast<u32*>(y + 8 * m) = pack2(acc[4 * m + 2 * k] * inverse, acc[4 * m + 2 * k + 1] * inverse);
     }
 }
 
@@ -299,15 +326,13 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
     __syncwarp();
 #pragma unroll 1
     while (turn->c < w.segment.end) {
-        // Two sets are left after reading.
-        f32 acc[2][NA];
+        f32 acc[NA];
         {
             const Lane lane;
             const int c = turn->c;
             QueryRing queries{base, turn->queries};
             PublishedRing published{base, turn->published};
-            const int frontier = w.frontier(c), own = (which + c) % 2 * 64 + lane.row();
-            const f64 frontier_g = HAS_G ? w.before(frontier) : 0.0;
+            const int own = (which + c) % 2 * 64 + lane.row();
             queries.wait_full();
             const u8* const stage = at + QUERIES + queries.stage() * QUERY_BYTES;
             Outputs sets;
@@ -323,16 +348,15 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
             }
             f32 left[2] = {1.0f, 1.0f};
             if constexpr (HAS_G) {
-                const f64* const g = reinterpret_cast<const f64*>(stage + QUERY_G) + own;
+                const float2* const g = reinterpret_cast<const float2*>(stage + QUERY_G);
 #pragma unroll
-                for (int k = 0; k < 2; k++) left[k] = exp2_fast(f32(g[8 * k] - frontier_g) * LOG2E);
+                for (int k = 0; k < 2; k++) left[k] = exp2_fast(difference(g[own + 8 * k], g[CHUNK]) * LOG2E);
             }
 #pragma unroll
             for (int n = 0; n < NA; n++) {
 #pragma unroll
                 for (int i = 1; i < READ_SETS; i++) sets.a[0][n] += sets.a[i][n];
-                acc[0][n] = sets.a[0][n] * left[n / 2 % 2];
-                acc[1][n] = 0.0f;
+                acc[n] = sets.a[0][n] * left[n / 2 % 2];
             }
         }
 
@@ -343,11 +367,11 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
         PieceRing pieces{base, turn->pieces};
         const u8* const queries_at = at + QUERIES + queries.stage() * QUERY_BYTES;
         const u8* const row = queries_at + (rows % CHUNK + g) * 16;
-        auto row_g = [&](int k) { return reinterpret_cast<const f64*>(queries_at + QUERY_G)[rows % CHUNK + g + 8 * k]; };
+        auto row_g = [&](int k) { return reinterpret_cast<const float2*>(queries_at + QUERY_G)[rows % CHUNK + g + 8 * k]; };
         // From which token on weights are exact. Weights are relative to 2^shift, which moves where one would be larger than
         // 2^limit. Where all are exact the first ones' largest is what they are relative to.
         constexpr f32 LARGE = 80.0f;
-        const int since = HAS_NEAR ? (rows / w.block - w.near) * w.block : 0;
+        const int since = HAS_NEAR ? w.since(rows) : 0;
         f32 shift[2] = {0.0f, 0.0f}, limit = since <= 0 ? -INFINITY : LARGE;
 
         const int count = (w.end(c) - frontier + PIECE - 1) / PIECE, mine = min(count, (rows - frontier) / PIECE + 1);
@@ -372,9 +396,9 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
             const f32* const fall = reinterpret_cast<const f32*>(piece + PIECE_FALL) + 2 * t;
             f32 fade[2] = {};
             if constexpr (HAS_G) {
-                const f64 end_g = reinterpret_cast<const f64*>(piece + PIECE_G)[PIECE - 1];
+                const float2 end_g = reinterpret_cast<const float2*>(piece + PIECE_G)[PIECE - 1];
 #pragma unroll
-                for (int k = 0; k < 2; k++) fade[k] = f32(row_g(k) - end_g) * LOG2E;
+                for (int k = 0; k < 2; k++) fade[k] = difference(row_g(k), end_g) * LOG2E;
             }
             mma_wait<0>();
             mma_touch(s);
@@ -410,9 +434,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
                         const f32 times = exp2_fast(-fmaxf(by, 0.0f));
                         shift[k] += by;
 #pragma unroll
-                        for (int i = 0; i < 2; i++)
-#pragma unroll
-                            for (int m = 0; m < NT; m++) acc[i][4 * m + 2 * k] *= times, acc[i][4 * m + 2 * k + 1] *= times;
+                        for (int m = 0; m < NT; m++) acc[4 * m + 2 * k] *= times, acc[4 * m + 2 * k + 1] *= times;
 #pragma unroll
                         for (int j = 0; j < 8; j++) s[4 * j + 2 * k] -= by, s[4 * j + 2 * k + 1] -= by;
                     }
@@ -461,11 +483,10 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
             mma_fence();
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                Mma<NP>::run<1>(acc[i % 2], weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3], values.at(i * 256));
+                Mma<NP>::run<1>(acc, weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3], values.at(i * 256));
             mma_commit();
             mma_wait<0>();
-            mma_touch(acc[0]);
-            mma_touch(acc[1]);
+            mma_touch(acc);
             pieces.release();
         }
         for (; n < count; n++) {

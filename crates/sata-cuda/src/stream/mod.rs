@@ -178,6 +178,9 @@ pub(crate) fn run(
     let gpu = device.properties();
     let residents = shape.residents(registers, gpu.shared_per_block as usize);
     let residents = residents * gpu.multiprocessors as usize;
+    // Blocks that sum are as many as those that read.
+    let summing = residents / shape.read_blocks().units * shape.sums_blocks().units;
+    let residents = [summing, residents];
     let schedule = Schedule::new(problem, shape, &host, wish.chunk, residents);
     if schedule.segments.is_empty() {
         return Ok(());

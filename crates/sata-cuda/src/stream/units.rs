@@ -183,7 +183,7 @@ impl Shape {
     fn wide_bytes(&self) -> usize {
         let (plane, g) = (64 * 16 + 32, usize::from(self.fades));
         let piece = (4 + self.column_tiles()) * plane + g * 64 * 16;
-        let queries = 5 * (128 * 16 + 32) + g * 128 * 8;
+        let queries = 5 * (128 * 16 + 32) + g * (128 * 8 + 16);
         let features = self.program.features();
         self.wide_sum_bytes(1)
             + 2 * self.column_tiles() * features * 16
@@ -192,6 +192,8 @@ impl Shape {
             + features * 4
             + 2 * 16
             + 8 * 32
+            + 33 * 34 * 4
+            + 8
     }
 
     /// Bytes of shared memory of a block of threads: its units', and coefficients.
