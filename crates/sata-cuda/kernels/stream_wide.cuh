@@ -38,14 +38,8 @@ constexpr int D = 32;
 constexpr int NT = D_VALUE / 8 + 1, NP = 8 * NT, NA = NP / 2;  // tiles of 8 columns, columns, accumulators per 64 rows
 constexpr int NV = NT - 1;
 constexpr int WIDE_TILES = 9, FEATURES = 64 * WIDE_TILES, TILES = FEATURES / 16;
-// Matrix instructions of a group, and groups that are on their way while the next is made: an instruction takes about 130
-// cycles, so that some must be, but what they read takes registers.
-#ifndef SUM_GROUP
-#define SUM_GROUP 1
-#define SUM_DEPTH 3
-#define READ_GROUP 2
-#define READ_SETS 3
-#endif
+// Matrix instructions of a group; two groups are on their way at once, and what they read takes registers.
+constexpr int SUM_GROUP = 1, READ_GROUP = 2;
 constexpr int CHUNK = 128, PIECE = 64;
 constexpr f32 LOG2E = 1.4426950408889634f;
 
@@ -65,6 +59,8 @@ DEV u32 uniform(u32 x) {
 template <int ALONG_K, int ALONG_N> struct Descriptor {
     u32 low;
     DEV_MEMBER explicit Descriptor(u32 address) : low(uniform(address >> 4 | u32(ALONG_K >> 4) << 16)) {}
+    // Of what lies some bytes after the beginning of another, with other distances.
+    template <int K, int N> DEV_MEMBER Descriptor(const Descriptor<K, N>& other, int bytes) : low(other.low + u32(bytes >> 4) + (u32(ALONG_K >> 4) << 16) - (u32(K >> 4) << 16)) {}
     // Some bytes further on.
     DEV_MEMBER u64 at(int bytes) const { return u64(ALONG_N >> 4) << 32 | (low + u32(bytes >> 4)); }
 };
@@ -161,10 +157,16 @@ struct Walk {
         return true;
     }
     // The first token that is near those of a piece, which may be before all tokens. Most blocks are a piece.
-    DEV_MEMBER int since(int token) const { return block == PIECE ? token - near * PIECE : (token / block - near) * block; }
+    DEV_MEMBER int since(int token) const { return block == PIECE ? token - near * PIECE : (int(u32(token) / u32(block)) - near) * block; }
     // Tokens before this are in the sums when chunk c is read.
     DEV_MEMBER int frontier(int c) const {
         return HAS_NEAR ? max(since(c * CHUNK), 0) : c * CHUNK;
+    }
+    // The first chunk whose sums have a token that is the first of a piece.
+    DEV_MEMBER int reader(int token) const {
+        if (!HAS_NEAR) return token / CHUNK + 1;
+        const int block_end = block == PIECE ? token + PIECE : (int(u32(token) / u32(block)) + 1) * block;
+        return (block_end + near * block + CHUNK - 1) / CHUNK;
     }
     DEV_MEMBER int end(int c) const { return min((c + 1) * CHUNK, tokens); }
     DEV_MEMBER const bf16* keys(const Stream& p, int first) const { return row<bf16>(p.k, sequence.k_batch, head, sequence.k_first + first); }
@@ -172,20 +174,40 @@ struct Walk {
     DEV_MEMBER f64 before(int token) const { return token > 0 ? g[token - 1] : 0.0; }
 };
 
-// COUNT rows of 8 * PARTS bf16 into planes, the first of them the one before `left` others; those after are 0. One warp.
+// 16 bytes, past the first cache.
+#if defined(SATA_EMULATOR)
+DEV uint4 load_16(const bf16* from) { return *reinterpret_cast<const uint4*>(from); }
+#else
+DEV uint4 load_16(const bf16* from) {
+    uint4 x;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
+    return x;
+}
+#endif
+// COUNT rows of 8 * PARTS bf16 into planes, the first of them the one before `left` others; those after are 0. One warp. By way
+// of registers: cp.async writes what arrives 16 bytes at a time, which keeps shared memory from others.
 template <int PARTS, int COUNT, bool AGAIN = false>
 DEV void copy_rows(u8* to, int plane, const bf16* from, i64 stride, int left) {
+    constexpr int BATCH = 64;
     const int token = int(threadIdx.x) % 32 / 4, part = int(threadIdx.x) % 4;
     if (PARTS < 4 && part >= PARTS) return;
-    u8* const own = to + part * plane + token * 16;
+    u8* own = to + part * plane + token * 16;
     from += token * stride + part * 8;
     left -= token;
-#pragma unroll 4
-    for (int i = 0; i < COUNT; i += 8) {
-        copy_async<16>(own + i * 16, from, i < left ? 16 : 0);
-        // The first plane once more after the last.
-        if (AGAIN && part == 0) copy_async<16>(own + i * 16 + 4 * plane, from, i < left ? 16 : 0);
-        from += 8 * stride;
+#pragma unroll 1
+    for (int first = 0; first < COUNT; first += BATCH, own += BATCH * 16, left -= BATCH) {
+        uint4 x[BATCH / 8];
+#pragma unroll
+        for (int i = 0; i < BATCH / 8; i++, from += 8 * stride) {
+            x[i] = make_uint4(0, 0, 0, 0);
+            if (8 * i < left) x[i] = load_16(from);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH / 8; i++) {
+            *reinterpret_cast<uint4*>(own + i * 128) = x[i];
+            // The first plane once more after the last.
+            if (AGAIN && part == 0) *reinterpret_cast<uint4*>(own + i * 128 + 4 * plane) = x[i];
+        }
     }
 }
 template <int COUNT>
@@ -226,14 +248,11 @@ DEV void copy_for_sums(const Stream& p, const Walk& w, u8* at, int which, int be
         copy_rows<NV, PIECE>(stage + SUM_VALUES, PLANE, w.values(p, first), p.v.token, end - first);
         // With decay g where it is counted to and from, beside 2^(the difference).
         f64* const ends = reinterpret_cast<f64*>(stage + SUM_FADE + 16);
-        bool fades = false;
         if constexpr (HAS_G) {
             copy_g<PIECE>(stage + SUM_G, w.g, first, end);
             int from, to;
             range(first, from, to);
-            fades = from > 0;
-            if (lane == 0) copy_async<8>(ends, w.g + to - 1);
-            if (lane == 1 && fades) copy_async<8>(ends + 1, w.g + from - 1);
+            if (lane < 2) copy_async<8>(ends + lane, w.g + max((lane == 0 ? to : from) - 1, 0), lane == 0 || from > 0 ? 8 : 0);
         }
         copy_async_commit();
         copy_async_wait<0>();
@@ -261,7 +280,7 @@ DEV void copy_for_sums(const Stream& p, const Walk& w, u8* at, int which, int be
                 const int place = i / 16 * SLAB + 64 * 32 + i % 8 / 2 * 8 + i % 16 / 8 * 4 + i % 2 * 2;
                 *reinterpret_cast<u16*>(stage + place) = bf16_bits(exp2_fast(f32(to_g - own[i]) * LOG2E));
             }
-            if (lane == 0) *reinterpret_cast<f32*>(stage + SUM_FADE) = exp2_fast(f32(to_g - (fades ? ends[1] : 0.0)) * LOG2E);
+            if (lane == 0) *reinterpret_cast<f32*>(stage + SUM_FADE) = exp2_fast(f32(to_g - ends[1]) * LOG2E);
         }
         proxy_fence();
         ring.filled();
@@ -338,7 +357,7 @@ DEV void absorb(Sums& sums, const u8* stage, u32 address) {
                 if (j + i < WIDE_TILES) Mma<8 * NV>::run<1>(sums.v[j + i], a[i].low.x, a[i].high.x, a[i].low.y, a[i].high.y, rows.at(SUM_VALUES + tile * 256));
             if (j == 0) Mma<40>::run<1>(sums.z, u.x, v.x, u.y, v.y, rows.at(SUM_KEYS + tile * 256));
             mma_commit();
-            mma_wait<SUM_DEPTH>();
+            mma_wait<1>();
         }
     }
     mma_wait<0>();

@@ -193,17 +193,13 @@ DEV void sum(const Stream& p, const Walk& w, u8* at, u32 base) {
 struct Steps {
     u32 a[READ_GROUP][4];
 };
-// What is read, in sets whose sum it is: a matrix instruction waits for the one before that adds to the same.
-struct Outputs {
-    f32 a[READ_SETS][NA];
-};
 using SumsDescriptor = Descriptor<128, SUM_PLANE>;
 // Step `first` of a tile and the next.
-DEV void multiply(Outputs& acc, const Steps& steps, const SumsDescriptor& b, int tile, int first) {
+DEV void multiply(f32 (&acc)[NA], const Steps& steps, const SumsDescriptor& b, int tile, int first) {
     mma_fence();
 #pragma unroll
     for (int i = 0; i < READ_GROUP; i++)
-        Mma<NP>::run<1>(acc.a[(4 * tile + first + i) % READ_SETS], steps.a[i][0], steps.a[i][1], steps.a[i][2], steps.a[i][3], b.at(tile * 1024 + (first + i) * 256));
+        Mma<NP>::run<1>(acc, steps.a[i][0], steps.a[i][1], steps.a[i][2], steps.a[i][3], b.at(tile * 1024 + (first + i) * 256));
     mma_commit();
     mma_wait<1>();
 }
@@ -221,7 +217,7 @@ DEV Words load_words(const u8* row) {
     return x;
 }
 // Reads by the features of the orbits a and a + 8; y has elements moved on by a.
-DEV void read_orbits(Outputs& acc, const Words& x, const Words& y, const SumsDescriptor& b, int tile) {
+DEV void read_orbits(f32 (&acc)[NA], const Words& x, const Words& y, const SumsDescriptor& b, int tile) {
 #pragma unroll
     for (int from = 0; from < 4; from += READ_GROUP) {
         Steps s;
@@ -237,7 +233,7 @@ DEV void read_orbits(Outputs& acc, const Words& x, const Words& y, const SumsDes
     }
 }
 // What queries read of the sums.
-DEV void read(Outputs& acc, const u8* row, int t, u32 address) {
+DEV void read(f32 (&acc)[NA], const u8* row, int t, u32 address) {
     const Words x = load_words(row + t * 4);
     // The words 2i further on, which may be in the next plane.
     auto words = [&](int i) { return load_words(row + t * 4 + i * 4 + (t + i >= 4 ? QUERY_PLANE - 16 : 0)); };
@@ -247,11 +243,11 @@ DEV void read(Outputs& acc, const u8* row, int t, u32 address) {
         for (int j = 0; j < 4; j++) odd.low[j] = between(y.low[j], next.low[j]), odd.high[j] = between(y.high[j], next.high[j]);
         return odd;
     };
+    SumsDescriptor b(address);
     Words y = x;
     // As a loop, since all unrolled is loaded at once, for which there are no registers.
 #pragma unroll 1
     for (int i = 0; i < 4; i += 2) {
-        const SumsDescriptor b(address + i * 2048);
         // What comes next is loaded before it is needed.
         const Words next = words(i + 1);
         read_orbits(acc, x, y, b, 0);
@@ -259,6 +255,7 @@ DEV void read(Outputs& acc, const u8* row, int t, u32 address) {
         y = words(i + 2);
         read_orbits(acc, x, next, b, 2);
         read_orbits(acc, x, between_words(next, y), b, 3);
+        b.low += 4096 >> 4;
     }
     const u32 last[4][4] = {{mul2(x.low[0], x.low[2]), mul2(x.high[0], x.high[2]), mul2(x.low[1], x.low[3]), mul2(x.high[1], x.high[3])},
                             {x.low[0], x.high[0], x.low[1], x.high[1]},
@@ -269,11 +266,10 @@ DEV void read(Outputs& acc, const u8* row, int t, u32 address) {
         Steps s;
 #pragma unroll
         for (int i = 0; i < 4 * READ_GROUP; i++) s.a[i / 4][i % 4] = last[from + i / 4][i % 4];
-        multiply(acc, s, SumsDescriptor(address), 8, from);
+        multiply(acc, s, b, 0, from);
     }
     mma_wait<0>();
-#pragma unroll
-    for (int i = 0; i < READ_SETS; i++) mma_touch(acc.a[i]);
+    mma_touch(acc);
 }
 
 DEV f32 polynomial(f32 x, const f32* a) {
@@ -283,15 +279,33 @@ DEV f32 polynomial(f32 x, const f32* a) {
     return y;
 }
 
-// Divides, and writes outputs; `rows` is the warpgroup's first.
-DEV void finish(const Stream& p, const Walk& w, const f32 (&acc)[NA], int rows, int h) {
-    const int thread = hopper::thread_here(), t = thread % 4;
-    int token = rows + thread % 128 / 32 * 16 + thread % 32 / 4;
+// Where a warp that reads is: in shared memory, since registers are scarce.
+struct Turn {
+    int c, h;                        // chunk, query head of the group
+    u32 pieces, queries, published;  // of the rings
+    u32 unused[3];
+};
+DEV volatile Turn* turn_of(u8* at) { return reinterpret_cast<volatile Turn*>(at + TURNS) + threadIdx.x / 32 % 8; }
+// A lane's own rows, looked up anew where they are needed.
+struct Lane {
+    int thread;
+    DEV_MEMBER Lane() : thread(hopper::thread_here()) {}
+    DEV_MEMBER int t() const { return thread % 4; }
+    // The first of two among the 64 of the warpgroup; the warpgroup's first among those of chunk c.
+    DEV_MEMBER int row() const { return thread % 128 / 32 * 16 + thread % 32 / 4; }
+    DEV_MEMBER int rows(int c) const { return ((thread / 128 + c) & 1) * 64; }
+};
+
+// Divides, and writes outputs.
+DEV void finish(const Stream& p, const Walk& w, u8* at, const f32 (&acc)[NA]) {
+    const Lane lane;
+    const int t = lane.t(), c = turn_of(at)->c, h = turn_of(at)->h;
+    int token = c * CHUNK + lane.rows(c) + lane.row();
     const i64 head = w.head * p.group + h;
     bf16* y = row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + 2 * t;
 #pragma unroll
     for (int k = 0; k < 2; k++, token += 8, y += 8 * p.y.token) {
-        const f32 total = __shfl_sync(ALL_LANES, acc[4 * NV + 2 * k], thread % 32 & ~3);
+        const f32 total = __shfl_sync(ALL_LANES, acc[4 * NV + 2 * k], lane.thread % 32 & ~3);
         if (token >= w.tokens) continue;
         if (t == 0 && !(total > 0.0f && total < INFINITY)) {
             // Rare; kept as its complement, so that the largest is the first.
@@ -305,22 +319,10 @@ DEV void finish(const Stream& p, const Walk& w, const f32 (&acc)[NA], int rows, 
     }
 }
 
-// Where a warp that reads is: in shared memory, since registers are scarce.
-struct Turn {
-    int c, h;                        // chunk, query head of the group
-    u32 pieces, queries, published;  // of the rings
-    u32 unused[3];
-};
-// A lane's own rows.
-struct Lane {
-    int thread;
-    DEV_MEMBER Lane() : thread(hopper::thread_here()) {}
-    DEV_MEMBER int t() const { return thread % 4; }
-    DEV_MEMBER int row() const { return thread % 128 / 32 * 16 + thread % 32 / 4; }  // the first of two among 64
-};
 // A warpgroup that reads: 64 rows of each chunk, the first and the second half in turn, so that both weigh as many keys.
-DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
-    volatile Turn* const turn = reinterpret_cast<volatile Turn*>(at + TURNS) + threadIdx.x / 32 % 8;
+DEV void answer(const Stream& p, const Walk& w, u8* at) {
+    volatile Turn* const turn = turn_of(at);
+    const u32 base = smem(at);
     turn->c = w.segment.first;
     turn->h = 0, turn->pieces = 0, turn->queries = 0, turn->published = 0;
     __syncwarp();
@@ -332,49 +334,43 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
             const int c = turn->c;
             QueryRing queries{base, turn->queries};
             PublishedRing published{base, turn->published};
-            const int own = (which + c) % 2 * 64 + lane.row();
+            const int own = lane.rows(c) + lane.row();
             queries.wait_full();
             const u8* const stage = at + QUERIES + queries.stage() * QUERY_BYTES;
-            Outputs sets;
 #pragma unroll
-            for (int i = 0; i < READ_SETS; i++)
-#pragma unroll
-                for (int n = 0; n < NA; n++) sets.a[i][n] = 0.0f;
+            for (int n = 0; n < NA; n++) acc[n] = 0.0f;
             published.wait_full();
-            read(sets, stage + own * 16, lane.t(), base + PUBLISHED + published.stage() * NT * SUM_PLANE);
+            read(acc, stage + own * 16, lane.t(), base + PUBLISHED + published.stage() * NT * SUM_PLANE);
             if (turn->h + 1 == p.group) {
                 published.release();
                 turn->published = published.at;
             }
-            f32 left[2] = {1.0f, 1.0f};
             if constexpr (HAS_G) {
                 const float2* const g = reinterpret_cast<const float2*>(stage + QUERY_G);
 #pragma unroll
-                for (int k = 0; k < 2; k++) left[k] = exp2_fast(difference(g[own + 8 * k], g[CHUNK]) * LOG2E);
-            }
+                for (int k = 0; k < 2; k++) {
+                    const f32 left = exp2_fast(difference(g[own + 8 * k], g[CHUNK]) * LOG2E);
 #pragma unroll
-            for (int n = 0; n < NA; n++) {
-#pragma unroll
-                for (int i = 1; i < READ_SETS; i++) sets.a[0][n] += sets.a[i][n];
-                acc[n] = sets.a[0][n] * left[n / 2 % 2];
+                    for (int n = 0; n < NT; n++) acc[4 * n + 2 * k] *= left, acc[4 * n + 2 * k + 1] *= left;
+                }
             }
         }
 
         const Lane lane;
         const int g = lane.row(), t = lane.t();
-        const int c = turn->c, frontier = w.frontier(c), rows = c * CHUNK + (which + c) % 2 * 64;
+        const int c = turn->c, frontier = w.frontier(c), rows = c * CHUNK + lane.rows(c);
         QueryRing queries{base, turn->queries};
         PieceRing pieces{base, turn->pieces};
         const u8* const queries_at = at + QUERIES + queries.stage() * QUERY_BYTES;
-        const u8* const row = queries_at + (rows % CHUNK + g) * 16;
-        auto row_g = [&](int k) { return reinterpret_cast<const float2*>(queries_at + QUERY_G)[rows % CHUNK + g + 8 * k]; };
+        const u8* const row = queries_at + (lane.rows(c) + g) * 16;
+        auto row_g = [&](int k) { return reinterpret_cast<const float2*>(queries_at + QUERY_G)[lane.rows(c) + g + 8 * k]; };
         // From which token on weights are exact. Weights are relative to 2^shift, which moves where one would be larger than
         // 2^limit. Where all are exact the first ones' largest is what they are relative to.
         constexpr f32 LARGE = 80.0f;
         const int since = HAS_NEAR ? w.since(rows) : 0;
         f32 shift[2] = {0.0f, 0.0f}, limit = since <= 0 ? -INFINITY : LARGE;
 
-        const int count = (w.end(c) - frontier + PIECE - 1) / PIECE, mine = min(count, (rows - frontier) / PIECE + 1);
+        const int count = int(u32(w.end(c) - frontier + PIECE - 1) / PIECE), mine = min(count, int(u32(rows - frontier) / PIECE) + 1);
         int n = 0;
 #pragma unroll 1
         for (; n < mine; n++) {
@@ -382,15 +378,17 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
             const int first = frontier + n * PIECE;
             const u32 address = base + PIECES + pieces.stage() * PIECE_BYTES;
             f32 s[32];
+            const Descriptor<PLANE, 128> keys(address);
             {
 #pragma unroll
                 for (int i = 0; i < 32; i++) s[i] = 0.0f;
-                const Descriptor<PLANE, 128> keys(address);
                 const Words x = load_words(row + t * 4);
                 mma_fence();
                 Mma<64>::run<0>(s, x.low[0], x.high[0], x.low[1], x.high[1], keys.at(0));
                 Mma<64>::run<0>(s, x.low[2], x.high[2], x.low[3], x.high[3], keys.at(2 * PLANE));
                 mma_commit();
+                mma_wait<0>();
+                mma_touch(s);
             }
             const u8* const piece = at + PIECES + pieces.stage() * PIECE_BYTES;
             const f32* const fall = reinterpret_cast<const f32*>(piece + PIECE_FALL) + 2 * t;
@@ -400,8 +398,6 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
 #pragma unroll
                 for (int k = 0; k < 2; k++) fade[k] = difference(row_g(k), end_g) * LOG2E;
             }
-            mma_wait<0>();
-            mma_touch(s);
             // To weights: those of 16 keys are four words.
             const bool diagonal = first == rows, is_exact = HAS_NEAR && first >= since;
             u32 weights[16];
@@ -479,7 +475,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
                     }
                 }
             }
-            const Descriptor<128, PLANE> values(address + KEY_BYTES);
+            const Descriptor<128, PLANE> values(keys, KEY_BYTES);
             mma_fence();
 #pragma unroll
             for (int i = 0; i < 4; i++)
@@ -496,7 +492,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at, u32 base, int which) {
         queries.release();
         turn->queries = queries.at, turn->pieces = pieces.at;
 
-        finish(p, w, acc, rows, turn->h);
+        finish(p, w, at, acc);
         const int h = turn->h + 1;
         __syncwarp();
         turn->h = h == p.group ? 0 : h;
@@ -527,25 +523,24 @@ extern "C" __global__ void __launch_bounds__(512, 1) stream_wide_read(const __gr
     proxy_fence();
     __syncthreads();
     if (group == 0) {
-        fewer_registers<40>();
+        fewer_registers<64>();
         if (warp == 0) {
             copy_keys(p, w, at);
         } else if (warp == 1) {
             copy_queries(p, w, at);
         } else {
-            // A piece is weighed to the next chunk's frontier.
-            int c = w.segment.first;
+            // A piece is weighed to the frontier of the first chunk that reads it.
             auto range = [&](int first, int& from, int& to) {
-                while (w.frontier(c + 1) <= first) c++;
-                to = w.frontier(c + 1), from = w.frontier(c);
+                const int c = w.reader(first);
+                from = w.frontier(c - 1), to = w.frontier(c);
             };
             copy_for_sums(p, w, at, warp - 2, w.frontier(w.segment.first), w.frontier(w.segment.end - 1), range);
         }
     } else if (group == 1) {
-        more_registers<232>();
+        more_registers<224>();
         sum(p, w, at, base);
     } else {
-        fewer_registers<120>();
-        answer(p, w, at, base, group - 2);
+        fewer_registers<112>();
+        answer(p, w, at);
     }
 }

@@ -32,11 +32,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) stream_wide_sums(const __gr
     // Tokens between the frontiers of the segment's first chunk and the next one's.
     const int begin = is ? w.frontier(w.segment.first) : 0, end = is ? w.frontier(w.segment.end) : 0;
     if (group == 0) {
-        fewer_registers<40>();
+        fewer_registers<56>();
         copy_for_sums(p, w, at, warp % 2, begin, end, [&](int, int& from, int& to) { from = -1, to = end; });
         return;
     }
-    more_registers<232>();
+    more_registers<224>();
     if (!is) return;
     Sums sums;
     clear(sums);
