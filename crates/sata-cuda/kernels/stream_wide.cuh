@@ -174,40 +174,19 @@ struct Walk {
     DEV_MEMBER f64 before(int token) const { return token > 0 ? g[token - 1] : 0.0; }
 };
 
-// 16 bytes, past the first cache.
-#if defined(SATA_EMULATOR)
-DEV uint4 load_16(const bf16* from) { return *reinterpret_cast<const uint4*>(from); }
-#else
-DEV uint4 load_16(const bf16* from) {
-    uint4 x;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
-    return x;
-}
-#endif
-// COUNT rows of 8 * PARTS bf16 into planes, the first of them the one before `left` others; those after are 0. One warp. By way
-// of registers: cp.async writes what arrives 16 bytes at a time, which keeps shared memory from others.
+// COUNT rows of 8 * PARTS bf16 into planes, the first of them the one before `left` others; those after are 0. One warp.
 template <int PARTS, int COUNT, bool AGAIN = false>
 DEV void copy_rows(u8* to, int plane, const bf16* from, i64 stride, int left) {
-    constexpr int BATCH = 64;
     const int token = int(threadIdx.x) % 32 / 4, part = int(threadIdx.x) % 4;
     if (PARTS < 4 && part >= PARTS) return;
-    u8* own = to + part * plane + token * 16;
+    u8* const own = to + part * plane + token * 16;
     from += token * stride + part * 8;
     left -= token;
-#pragma unroll 1
-    for (int first = 0; first < COUNT; first += BATCH, own += BATCH * 16, left -= BATCH) {
-        uint4 x[BATCH / 8];
-#pragma unroll
-        for (int i = 0; i < BATCH / 8; i++, from += 8 * stride) {
-            x[i] = make_uint4(0, 0, 0, 0);
-            if (8 * i < left) x[i] = load_16(from);
-        }
-#pragma unroll
-        for (int i = 0; i < BATCH / 8; i++) {
-            *reinterpret_cast<uint4*>(own + i * 128) = x[i];
-            // The first plane once more after the last.
-            if (AGAIN && part == 0) *reinterpret_cast<uint4*>(own + i * 128 + 4 * plane) = x[i];
-        }
+#pragma unroll 4
+    for (int i = 0; i < COUNT; i += 8, from += 8 * stride) {
+        copy_async<16>(own + i * 16, from, i < left ? 16 : 0);
+        // The first plane once more after the last.
+        if (AGAIN && part == 0) copy_async<16>(own + i * 16 + 4 * plane, from, i < left ? 16 : 0);
     }
 }
 template <int COUNT>

@@ -303,8 +303,11 @@ DEV void finish(const Stream& p, const Walk& w, u8* at, const f32 (&acc)[NA]) {
     int token = c * CHUNK + lane.rows(c) + lane.row();
     const i64 head = w.head * p.group + h;
     bf16* y = row<bf16>(p.y, w.sequence.q_batch, head, w.sequence.q_first + token) + 2 * t;
+    // Or the compiler keeps the product all along.
+    int rows = 8;
+    hopper::forget(rows);
 #pragma unroll
-    for (int k = 0; k < 2; k++, token += 8, y += 8 * p.y.token) {
+    for (int k = 0; k < 2; k++, token += 8, y += rows * p.y.token) {
         const f32 total = __shfl_sync(ALL_LANES, acc[4 * NV + 2 * k], lane.thread % 32 & ~3);
         if (token >= w.tokens) continue;
         if (t == 0 && !(total > 0.0f && total < INFINITY)) {

@@ -6,11 +6,11 @@ mod common;
 mod gpu;
 
 use common::truth::truth;
-use common::{Fade, Inputs, Sizes, f64s, rng};
+use common::{Fade, Inputs, Sizes, f64s, normal, rng};
 use gpu::{hopper, run};
 use half::bf16;
 use sata::{Decay, Near, Series, Spec, SpecBuilder};
-use sata_cuda::{Device, Plan};
+use sata_cuda::{Buffer, Call, Device, Plan, View, ViewMut};
 
 /// ‖y − truth‖ / ‖truth‖ over all rows, each error over what its denominator magnifies it by.
 fn error(y: &[bf16], truth: &common::truth::Truth) -> f64 {
@@ -109,4 +109,37 @@ fn large_logits_near_do_not_overflow() {
     let inputs = Inputs::<bf16>::new(&mut rng, sizes(300, 32)).gain(17.0);
     let spec = Spec::new(32, 32).terms(3).near(Near::Blocks(4));
     check(&device, spec, &inputs, &Fade::None, 128);
+}
+
+/// Sequences side by side, token by token, have exactly the outputs that each has alone.
+#[test]
+fn packed_sequences() {
+    let device = hopper();
+    let mut rng = rng();
+    let (heads, d, cu) = (2, 32, [0, 200, 200, 205, 475]);
+    let spec = Spec::new(d, d).terms(3).near(Near::Blocks(1)).decay(Decay::Gates).build().unwrap();
+    let plan = Plan::new(&device, &spec).unwrap().with_chunk(128);
+    let total = cu[4];
+    let [q, k, v] = [(); 3].map(|()| normal::<bf16>(&mut rng, total * heads * d));
+    let gates: Vec<f32> = normal::<f32>(&mut rng, total * heads).iter().map(|g| -g.abs()).collect();
+    let run = |from: usize, n: usize, packed: bool| {
+        let [q, k, v] = [&q, &k, &v].map(|x| {
+            Buffer::from_slice(&device, &x[from * heads * d..(from + n) * heads * d]).unwrap()
+        });
+        let gates = Buffer::from_slice(&device, &gates[from * heads..(from + n) * heads]).unwrap();
+        let (shape, strides) = ([1, heads, n, d], [n * heads * d, d, heads * d]);
+        let view = |x| View::strided(x, shape, strides).unwrap();
+        let gates = View::strided(&gates, [1, heads, n, 1], [n * heads, 1, heads]).unwrap();
+        let call = Call::causal(view(&q), view(&k), view(&v)).log_gates(gates);
+        let call = if packed { call.packed(&cu, &cu) } else { call };
+        let mut y = Buffer::<bf16>::zeroed(&device, n * heads * d).unwrap();
+        plan.run(call, ViewMut::strided(&mut y, shape, strides).unwrap()).unwrap();
+        f64s(&y.to_vec().unwrap())
+    };
+    let together = run(0, total, true);
+    for ends in cu.windows(2).filter(|ends| ends[0] < ends[1]) {
+        let alone = run(ends[0], ends[1] - ends[0], false);
+        assert!(alone.iter().all(|x| x.is_finite()) && alone.iter().any(|&x| x != 0.0));
+        assert_eq!(together[ends[0] * heads * d..][..alone.len()], alone[..], "from {}", ends[0]);
+    }
 }

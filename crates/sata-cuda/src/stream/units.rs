@@ -120,9 +120,7 @@ impl Shape {
     pub(super) fn read_blocks(&self) -> Blocks {
         match self.is_wide() {
             true => Blocks { units: 1, threads: 512, shared: self.wide_bytes() },
-            false => {
-                Blocks { units: self.units(), threads: self.threads(), shared: self.shared() }
-            }
+            false => Blocks { units: self.units(), threads: self.threads(), shared: self.shared() },
         }
     }
 
@@ -242,9 +240,7 @@ impl Shape {
 
     pub(super) fn read(&self) -> Unit {
         if self.is_wide() {
-            return self
-                .wide(unit!("stream_wide_read.cu"))
-                .define("UNIT_BYTES", self.wide_bytes());
+            return self.wide(unit!("stream_wide_read.cu")).define("UNIT_BYTES", self.wide_bytes());
         }
         let unit = self.unit(unit!("stream_read.cu"));
         // With features of order 4 sm_80 has a few registers too few; spilled ones are not those of
