@@ -59,8 +59,6 @@ DEV u32 uniform(u32 x) {
 template <int ALONG_K, int ALONG_N> struct Descriptor {
     u32 low;
     DEV_MEMBER explicit Descriptor(u32 address) : low(uniform(address >> 4 | u32(ALONG_K >> 4) << 16)) {}
-    // Of what lies some bytes after the beginning of another, with other distances.
-    template <int K, int N> DEV_MEMBER Descriptor(const Descriptor<K, N>& other, int bytes) : low(other.low + u32(bytes >> 4) + (u32(ALONG_K >> 4) << 16) - (u32(K >> 4) << 16)) {}
     // Some bytes further on.
     DEV_MEMBER u64 at(int bytes) const { return u64(ALONG_N >> 4) << 32 | (low + u32(bytes >> 4)); }
 };

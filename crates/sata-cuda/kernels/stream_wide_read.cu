@@ -243,11 +243,12 @@ DEV void read(f32 (&acc)[NA], const u8* row, int t, u32 address) {
         for (int j = 0; j < 4; j++) odd.low[j] = between(y.low[j], next.low[j]), odd.high[j] = between(y.high[j], next.high[j]);
         return odd;
     };
-    SumsDescriptor b(address);
     Words y = x;
     // As a loop, since all unrolled is loaded at once, for which there are no registers.
 #pragma unroll 1
     for (int i = 0; i < 4; i += 2) {
+        // Made anew: carried from turn to turn it would be in registers of lanes.
+        const SumsDescriptor b(address + i * 2048);
         // What comes next is loaded before it is needed.
         const Words next = words(i + 1);
         read_orbits(acc, x, y, b, 0);
@@ -255,7 +256,6 @@ DEV void read(f32 (&acc)[NA], const u8* row, int t, u32 address) {
         y = words(i + 2);
         read_orbits(acc, x, next, b, 2);
         read_orbits(acc, x, between_words(next, y), b, 3);
-        b.low += 4096 >> 4;
     }
     const u32 last[4][4] = {{mul2(x.low[0], x.low[2]), mul2(x.high[0], x.high[2]), mul2(x.low[1], x.low[3]), mul2(x.high[1], x.high[3])},
                             {x.low[0], x.high[0], x.low[1], x.high[1]},
@@ -266,7 +266,7 @@ DEV void read(f32 (&acc)[NA], const u8* row, int t, u32 address) {
         Steps s;
 #pragma unroll
         for (int i = 0; i < 4 * READ_GROUP; i++) s.a[i / 4][i % 4] = last[from + i / 4][i % 4];
-        multiply(acc, s, b, 0, from);
+        multiply(acc, s, SumsDescriptor(address), 8, from);
     }
     mma_wait<0>();
     mma_touch(acc);
@@ -478,7 +478,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
                     }
                 }
             }
-            const Descriptor<128, PLANE> values(keys, KEY_BYTES);
+            const Descriptor<128, PLANE> values(address + KEY_BYTES);
             mma_fence();
 #pragma unroll
             for (int i = 0; i < 4; i++)
