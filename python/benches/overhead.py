@@ -33,7 +33,7 @@ def kernel(q, k, v, spec, rounds, calls):
     y = torch.empty_like(q)
     parts = (_torch._tensor(x, "bhtd") for x in (q, k, v, y))
     place = _torch._place(q)
-    return _native.kernel_seconds(spec, _torch._CODES[q.dtype], *parts, True, rounds, calls, place)
+    return _native.kernel_seconds(spec, _torch.CODES[q.dtype], *parts, True, rounds, calls, place)
 
 
 def main():
@@ -92,21 +92,23 @@ def main():
         row("step of a state, 4 × 1 × 16, P = 3, near 1", lambda: state.step(q, k, v), None, None)
     if not on_gpu:
         return
-    print("\n| prefill, P = 4, 32 heads | tokens | from torch, ns per token and head | "
+    print("\n| prefill, P = 4 | heads | tokens | from torch, ns per token and head | "
           "kernel alone | ratio |")
-    print("|---|---|---|---|---|")
-    for d in (8, 16, 32):
-        for tokens in (1024, 16384):
-            q, k, v = (torch.randn(1, 32, tokens, d, device=device, dtype=dtype) for _ in range(3))
+    print("|---|---|---|---|---|---|")
+    for d, heads in ((8, 128), (16, 64), (32, 32), (64, 16)):
+        for tokens in (1024, 16384, 65536):
+            q, k, v = (
+                torch.randn(1, heads, tokens, d, device=device, dtype=dtype) for _ in range(3)
+            )
             spec = sata.Spec(d)
-            calls = 20
+            calls = 200 if tokens < 4096 else 20
             alone = kernel(q, k, v, spec, 5, calls)
             with torch.no_grad():
                 taken = least(
                     lambda: sata.attention(q, k, v, is_causal=True), 5, calls, wait
                 )
-            of = 1e9 / (tokens * 32)
-            print(f"| d = {d} | {tokens:,} | {taken * of:.3f} | {alone * of:.3f} | "
+            of = 1e9 / (tokens * heads)
+            print(f"| d = {d} | {heads} | {tokens:,} | {taken * of:.3f} | {alone * of:.3f} | "
                   f"{taken / alone:.3f} |", flush=True)
 
 

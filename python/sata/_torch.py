@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _native
+from ._checks import (
+    CODES,
+    check_gates,
+    check_mask,
+    check_tensors,
+    refuse_non_finite,
+    refuse_tangents,
+)
 from ._state import State
 from ._tensors import (
-    BF16,
-    F16,
-    F32,
-    F64,
     LAYOUTS,
-    check_layout,
     choose_spec,
     give,
     handed,
@@ -30,7 +33,6 @@ from ._tensors import (
     warn,
 )
 
-_CODES = {torch.float32: F32, torch.float64: F64, torch.float16: F16, torch.bfloat16: BF16}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 # Tests send tensors of the CPU to the emulator of GPU kernels by this.
@@ -41,104 +43,18 @@ def is_tensor(x) -> bool:
     return isinstance(x, Tensor)
 
 
-# What is given
-
-
-def _shape(x: Tensor) -> list:
-    return list(x.shape)
-
-
-def _check(name: str, x, layout: str, dims: int, q: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is of type {type(x).__name__}, but q is a torch.Tensor")
-    if x.dim() != dims:
-        raise ValueError(f"{name} has shape {_shape(x)}, but layout {layout!r} is {LAYOUTS[layout]}")
-    if x.dtype != q.dtype:
-        raise TypeError(f"{name} with shape {_shape(x)} has dtype {x.dtype}, but q has {q.dtype}")
-    if x.device != q.device:
-        raise ValueError(f"{name} with shape {_shape(x)} is on {x.device}, but q is on {q.device}")
-
-
-def _check_tensors(q, k, v, layout: str) -> int:
-    dims = check_layout(layout)
-    if q.dtype not in _CODES:
-        raise TypeError(
-            f"q with shape {_shape(q)} has dtype {q.dtype}, but it must be float32, float64, "
-            "float16 or bfloat16"
-        )
-    if q.layout != torch.strided:
-        raise TypeError(f"q with shape {_shape(q)} has layout {q.layout}, but it must be strided")
-    if q.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(
-            f"q with shape {_shape(q)} is on {q.device}, but only the CPU and CUDA devices are "
-            "supported"
-        )
-    if q.dtype == torch.float64 and q.device.type == "cuda":
-        raise TypeError(
-            f"q with shape {_shape(q)} is float64, but GPUs take float32, float16 and bfloat16"
-        )
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _check(name, x, layout, dims, q)
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
-            raise ValueError(
-                f"{name} has shape {_shape(x)} and strides {list(x.stride())}, but its last "
-                "dimension must be contiguous"
-            )
-    return dims
-
-
-def _check_mask(key_mask, q: Tensor, batch: int, keys: int) -> Tensor:
-    if not isinstance(key_mask, Tensor):
-        key_mask = torch.as_tensor(key_mask, device=q.device)
-    if key_mask.dtype != torch.bool:
-        raise TypeError(
-            f"key_mask with shape {_shape(key_mask)} has dtype {key_mask.dtype}, not torch.bool"
-        )
-    if key_mask.dim() == 1 and batch == 1:
-        key_mask = key_mask.unsqueeze(0)
-    if key_mask.shape != (batch, keys):
-        raise ValueError(
-            f"key_mask has shape {_shape(key_mask)}, but it must be {[batch, keys]}"
-        )
-    if key_mask.device != q.device:
-        raise ValueError(
-            f"key_mask with shape {_shape(key_mask)} is on {key_mask.device}, but q is on {q.device}"
-        )
-    return key_mask
-
-
-def _check_gates(log_gates, q: Tensor, k: Tensor, layout: str) -> Tensor:
-    if not isinstance(log_gates, Tensor):
-        log_gates = torch.as_tensor(log_gates, dtype=torch.float32, device=q.device)
-    if not log_gates.dtype.is_floating_point:
-        raise TypeError(
-            f"log_gates with shape {_shape(log_gates)} has dtype {log_gates.dtype}, but it must be "
-            "of floating point"
-        )
-    if log_gates.shape != k.shape[:-1]:
-        raise ValueError(
-            f"log_gates has shape {_shape(log_gates)}, but it must be {_shape(k)[:-1]}"
-        )
-    if log_gates.device != q.device:
-        raise ValueError(
-            f"log_gates with shape {_shape(log_gates)} is on {log_gates.device}, but q is on "
-            f"{q.device}"
-        )
-    return log_gates
-
-
 # The compiled half
 
 
 def _quick(q, k, v, layout: str):
     """q, k and v as the compiled half takes them, if they are plain and nothing is wrong with them.
 
-    What `_check_tensors` looks at, in as few steps as can be: small calls are made of this.
+    What `check_tensors` looks at, in as few steps as can be: small calls are made of this.
     """
     if type(q) not in _PLAIN or type(k) not in _PLAIN or type(v) not in _PLAIN:
         return None
     dtype = q.dtype
-    if k.dtype is not dtype or v.dtype is not dtype or dtype not in _CODES:
+    if k.dtype is not dtype or v.dtype is not dtype or dtype not in CODES:
         return None
     if not (q.is_cpu and k.is_cpu and v.is_cpu):
         if not (q.is_cuda and k.device == q.device == v.device and dtype is not torch.float64):
@@ -202,7 +118,7 @@ def _forward(
         y = q.new_empty((*q.shape[:-1], d_value))
     found = _native.forward(
         spec,
-        _CODES[q.dtype],
+        CODES[q.dtype],
         *quick,
         handed(y.data_ptr(), y.shape, y.stride(), layout),
         is_causal,
@@ -250,7 +166,7 @@ def _backward(
             )
     d_slopes = _native.backward(
         spec,
-        _CODES[q.dtype],
+        CODES[q.dtype],
         _tensor(q, layout),
         _tensor(k, layout),
         _tensor(v, layout),
@@ -301,7 +217,7 @@ def attention_op(
     is_causal: bool,
     layout: str,
 ) -> Tensor:
-    _check_tensors(q, k, v, layout)
+    check_tensors(q, k, v, layout)
     y, found = _forward(
         q,
         k,
@@ -436,7 +352,7 @@ class _Eager(torch.autograd.Function):
     """The operation where nothing watches: it costs a tenth of what torch's own way to it does."""
 
     @staticmethod
-    def forward(ctx, q, k, v, key_mask, slopes, log_gates, options):
+    def forward(ctx, q, k, v, options, key_mask=None, slopes=None, log_gates=None):
         packed, spec, is_causal, layout, quick, quiet = options
         of_slopes = None if slopes is None else slopes_of(slopes)
         y, found = _forward(
@@ -445,16 +361,22 @@ class _Eager(torch.autograd.Function):
         )
         if found is not None and not quiet:
             warn(found)
-        ctx.save_for_backward(q, k, v, key_mask, slopes, log_gates)
+        if key_mask is slopes is log_gates is None:
+            ctx.save_for_backward(q, k, v)
+        else:
+            ctx.save_for_backward(q, k, v, key_mask, slopes, log_gates)
         ctx.options = options
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        q, k, v, key_mask, slopes, log_gates = ctx.saved_tensors
+        # Asked for once: hooks of checkpoints take no more.
+        saved = ctx.saved_tensors
+        q, k, v = saved[:3]
+        key_mask, slopes, log_gates = saved[3:] or (None, None, None)
         packed, spec, is_causal, layout, _, _ = ctx.options
-        want_slopes = slopes is not None and ctx.needs_input_grad[4]
-        want_gates = log_gates is not None and ctx.needs_input_grad[5]
+        want_slopes = slopes is not None and ctx.needs_input_grad[5]
+        want_gates = log_gates is not None and ctx.needs_input_grad[6]
         if torch.is_grad_enabled():
             # A graph of gradients is wanted: the operation says that they have none.
             ends = (None, None) if packed is None else tuple(torch.tensor(x) for x in packed)
@@ -473,9 +395,14 @@ class _Eager(torch.autograd.Function):
             if want_gates:
                 d_gates = d_gates.to(log_gates.dtype)
         return (
-            dq, dk, dv, None, d_slopes if want_slopes else None, d_gates if want_gates else None,
-            None,
+            dq, dk, dv, None, None, d_slopes if want_slopes else None,
+            d_gates if want_gates else None,
         )
+
+
+# Past what torch's own way to it does for classes and transforms that this is not, which takes longer
+# than all else of a small call.
+_eager = super(torch.autograd.Function, _Eager).apply
 
 
 class _Transformed(torch.autograd.Function):
@@ -596,12 +523,12 @@ def _autocast(q, k, v):
 def _traced(q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec, is_causal, layout):
     """The operation, in a graph."""
     q, k, v = _autocast(q, k, v)
-    dims = _check_tensors(q, k, v, layout)
+    dims = check_tensors(q, k, v, layout)
     batch, _, keys = sizes(k.shape, layout)
     if key_mask is not None:
-        key_mask = _check_mask(key_mask, q, batch, keys)
+        key_mask = check_mask(key_mask, q, batch, keys)
     if log_gates is not None:
-        log_gates = _check_gates(log_gates, q, k, layout)
+        log_gates = check_gates(log_gates, q, k, layout)
     del dims
     cu_queries, cu_keys = _ends(cu_seqlens)
     inputs = (
@@ -637,16 +564,16 @@ def attention(
         q, k, v = _autocast(q, k, v)
     quick = _quick(q, k, v, layout) if layout in LAYOUTS and not _is_seen() else None
     if quick is None:
-        _check_tensors(q, k, v, layout)
+        check_tensors(q, k, v, layout)
     spec = choose_spec(
         spec, state, q.shape[-1], v.shape[-1], terms, series, near, block, sinks, scale,
         slopes is not None, log_gates is not None,
     )
     if key_mask is not None:
         batch, _, keys = sizes(k.shape, layout)
-        key_mask = _check_mask(key_mask, q, batch, keys)
+        key_mask = check_mask(key_mask, q, batch, keys)
     if log_gates is not None:
-        log_gates = _check_gates(log_gates, q, k, layout)
+        log_gates = check_gates(log_gates, q, k, layout)
     with_state = state is not None or return_state
     needs_gradient = _needs_gradient(q, k, v, slopes, log_gates)
     if with_state and needs_gradient:
@@ -655,14 +582,17 @@ def attention(
             "torch.no_grad(), or detach q, k and v"
         )
     if forward_ad._current_level >= 0:
-        _refuse_tangents(q=q, k=k, v=v, slopes=slopes, log_gates=log_gates)
+        refuse_tangents(q=q, k=k, v=v, slopes=slopes, log_gates=log_gates)
     if needs_gradient or (quick is None and _is_watched(q, k, v)):
         if with_state:
             raise RuntimeError("a call with a state cannot be traced or transformed")
         if quick is not None:
             packed = None if cu_seqlens is None else packed_of(cu_seqlens)
             options = packed, spec, is_causal, layout, quick, quiet
-            y = _Eager.apply(q, k, v, key_mask, _as_slopes(slopes), log_gates, options)
+            if key_mask is slopes is log_gates is None:
+                y = _eager(q, k, v, options)
+            else:
+                y = _eager(q, k, v, options, key_mask, _as_slopes(slopes), log_gates)
         else:
             y = _traced(
                 q, k, v, key_mask, cu_seqlens, slopes, log_gates, spec.to_json(), is_causal, layout
@@ -686,19 +616,10 @@ def attention(
     )
     if found is not None:
         if diagnostics:
-            _refuse_non_finite(found, q=q, k=k, v=v, log_gates=log_gates)
+            refuse_non_finite(found, q=q, k=k, v=v, log_gates=log_gates)
         elif not quiet:
             warn(found)
     return give(y, state, return_state, found, diagnostics)
-
-
-def _refuse_tangents(**tensors) -> None:
-    """Torch would drop them without a word."""
-    for name, x in tensors.items():
-        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
-            raise NotImplementedError(
-                f"{name} with shape {_shape(x)} has a forward gradient, which sata has not"
-            )
 
 
 def _found(q, k, v, key_mask, packed, slopes, log_gates, spec, is_causal, layout):
@@ -706,17 +627,8 @@ def _found(q, k, v, key_mask, packed, slopes, log_gates, spec, is_causal, layout
         q.detach(), k.detach(), v.detach(), key_mask, packed, slopes_of(slopes), log_gates, spec,
         is_causal, layout, None, True,
     )
-    _refuse_non_finite(found, q=q, k=k, v=v, log_gates=log_gates)
+    refuse_non_finite(found, q=q, k=k, v=v, log_gates=log_gates)
     return found
-
-
-def _refuse_non_finite(found, **tensors) -> None:
-    """The CPU looks for NaN beforehand; here it is looked for where denominators say so."""
-    if not found.non_finite:
-        return
-    for name, x in tensors.items():
-        if x is not None and not bool(torch.isfinite(x).all()):
-            raise ValueError(f"{name} with shape {_shape(x)} holds NaN or infinity")
 
 
 @torch.compiler.disable

@@ -2,8 +2,11 @@
 //!
 //! Its functions take what the Python half has checked and holds; nobody else should call them.
 
+mod arguments;
+mod backward;
 mod call;
 mod cuda;
+mod diagnostics;
 mod errors;
 mod spec;
 mod state;
@@ -53,10 +56,10 @@ fn after_fork() -> PyResult<()> {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<spec::Spec>()?;
     module.add_class::<state::State>()?;
-    module.add_class::<call::Diagnostics>()?;
-    module.add_class::<call::HeadDiagnostics>()?;
+    module.add_class::<diagnostics::Diagnostics>()?;
+    module.add_class::<diagnostics::HeadDiagnostics>()?;
     module.add_function(wrap_pyfunction!(call::forward, module)?)?;
-    module.add_function(wrap_pyfunction!(call::backward, module)?)?;
+    module.add_function(wrap_pyfunction!(backward::backward, module)?)?;
     module.add_function(wrap_pyfunction!(call::softmax, module)?)?;
     module.add_function(wrap_pyfunction!(call::kernel_seconds, module)?)?;
     module.add_function(wrap_pyfunction!(alibi_slopes, module)?)?;

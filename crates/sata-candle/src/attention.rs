@@ -1,5 +1,8 @@
 //! Attention as one node of candle's graph.
 
+#[cfg(feature = "cuda")]
+mod gpu;
+
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
@@ -22,12 +25,20 @@ pub struct Options {
     key_mask: Option<Arc<[bool]>>,
     packed: Option<[Arc<[usize]>; 2]>,
     decay: Option<(Decay, Tensor)>,
+    constant: Option<Arc<[f64]>>,
 }
 
 impl Options {
     /// Query t attends to keys 0 … t.
     pub fn causal() -> Self {
-        Options { causal: true, strict: true, key_mask: None, packed: None, decay: None }
+        Options {
+            causal: true,
+            strict: true,
+            key_mask: None,
+            packed: None,
+            decay: None,
+            constant: None,
+        }
     }
 
     /// Every query attends to all keys.
@@ -70,6 +81,13 @@ impl Options {
     /// of gates.
     pub fn slopes(mut self, slopes: &Tensor) -> Self {
         self.decay = Some((Decay::Slopes, slopes.clone()));
+        self
+    }
+
+    /// Slopes that have no gradient, one for each key/value head, for a spec with
+    /// [`Decay::Slopes`]. [`Options::slopes`] and [`Options::log_gates`] go before them.
+    pub fn constant_slopes(mut self, slopes: impl Into<Arc<[f64]>>) -> Self {
+        self.constant = Some(slopes.into());
         self
     }
 }
@@ -238,7 +256,10 @@ impl Op {
                 Fade::Gates(x.iter().map(|&x| WithDType::to_f64(x) as f32).collect())
             }
             (_, Some(x)) => Fade::Slopes(x.iter().map(|&x| WithDType::to_f64(x)).collect()),
-            (_, None) => Fade::None,
+            (_, None) => match &self.options.constant {
+                Some(slopes) => Fade::Slopes(slopes.to_vec()),
+                None => Fade::None,
+            },
         }
     }
 
@@ -274,6 +295,15 @@ impl Op {
             Fade::Gates(x) => call.log_gates(View::strided(x, s.gates(), s.gate_strides())?),
             Fade::Slopes(x) => call.slopes(x),
         })
+    }
+
+    /// The output's shape.
+    fn shape(&self) -> Shape {
+        let s = self.sizes;
+        match self.packed {
+            true => (s.batch, s.queries, s.heads * s.d_value).into(),
+            false => s.y().to_vec().into(),
+        }
     }
 
     /// Strides of the outputs.
@@ -349,6 +379,10 @@ impl Op {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if dy.device().is_cuda() {
+            return self.device_backward(x, decay, &dy);
+        }
         by_type!(OP, x.dtype(), T => {
             let (dx, d_decay) = read::<T, _>(OP, x, |x| read::<T, _>(OP, &dy, |dy| {
                 let both = match decay {
@@ -369,12 +403,7 @@ impl Op {
         x: (&CpuStorage, &Layout),
         decay: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
-        let s = self.sizes;
-        let shape: Shape = if self.packed {
-            (s.batch, s.queries, s.heads * s.d_value).into()
-        } else {
-            s.y().to_vec().into()
-        };
+        let shape = self.shape();
         by_type!(OP, candle_core::backend::BackendStorage::dtype(x.0), T => {
             let decay = match decay {
                 Some((storage, layout)) => Some(slice::<T>(OP, storage, layout)?),
@@ -395,6 +424,15 @@ impl CustomOp1 for Op {
         self.run((x, layout), None)
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.device_forward((x, layout), None)
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         Ok(self.gradients(x, None, dy)?.0)
     }
@@ -413,6 +451,17 @@ impl CustomOp2 for Op {
         decay_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.run((x, layout), Some((decay, decay_layout)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+        decay: &candle_core::CudaStorage,
+        decay_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.device_forward((x, layout), Some((decay, decay_layout)))
     }
 
     fn bwd(

@@ -66,14 +66,18 @@ pub(crate) fn check_type(
     x: &Tensor,
     dtype: DType,
 ) -> Result<()> {
-    if x.dtype() != dtype {
+    // On a GPU each operation has the types that it works in.
+    if x.dtype() != dtype && !x.device().is_cuda() {
         return Err(error::dtype(op, argument, x.dtype(), format!("the others are {dtype:?}")));
     }
     Ok(())
 }
 
-/// Refuses what is neither F32 nor F64, or not on the CPU.
+/// Refuses what is neither F32 nor F64, or not on the CPU (or, where there are GPUs, on one).
 pub(crate) fn check_float(op: &'static str, argument: &'static str, x: &Tensor) -> Result<()> {
+    if cfg!(feature = "cuda") && x.device().is_cuda() {
+        return Ok(());
+    }
     if !matches!(x.dtype(), DType::F32 | DType::F64) {
         return Err(error::dtype(op, argument, x.dtype(), "it must be F32 or F64"));
     }

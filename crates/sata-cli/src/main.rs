@@ -18,10 +18,13 @@ mod near;
 mod numbers;
 mod output;
 mod plot;
+mod pretrained;
 mod progress;
+mod recall;
 mod reproduce;
 mod series;
 mod softmax;
+mod study;
 mod table;
 mod tensors;
 mod texts;
@@ -59,10 +62,16 @@ enum Command {
     Tokenizer(tokenizer::TokenizerArgs),
     /// Train a language model on text
     Train(train::TrainArgs),
+    /// Train a small model on recalling pairs, and measure what it recalls
+    Recall(recall::RecallArgs),
+    /// Tables and plots of many trainings
+    Study(study::StudyArgs),
     /// Write text with a model, at constant cost per token
     Generate(generate::GenerateArgs),
     /// Compare trained models: their curves, and bits per byte near and far
     Compare(compare::CompareArgs),
+    /// Choose an attention for every head of a model that already exists, under a budget of memory
+    Calibrate(pretrained::calibrate::CalibrateArgs),
     /// Measure a model: bits per byte by position, recall of pairs, needles in a text
     Eval(eval::EvalArgs),
     /// Measure this machine
@@ -105,10 +114,13 @@ fn run(cli: &Cli) -> Outcome {
         Command::Reproduce(args) => reproduce::run(args),
         Command::Corpus(args) => corpus::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Calibrate(args) => pretrained::calibrate::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Train(args) => train::run(args),
+        Command::Recall(args) => recall::run(args),
+        Command::Study(args) => study::run(args),
         Command::Bench(bench::BenchCommand::Cpu(args)) => bench::cpu(args),
         Command::Verify(args) => verify::run(args),
         Command::Bench(bench::BenchCommand::Gpu(args)) => bench::gpu::run(args),

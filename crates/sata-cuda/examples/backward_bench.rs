@@ -28,11 +28,17 @@ fn rows() -> Vec<Row> {
     for (d, heads) in [(8, 128), (16, 64), (32, 32), (64, 16)] {
         let spec = || Spec::new(d, d);
         let trained = spec().terms(3).near(Near::Blocks(1)).sinks(4).decay(Decay::Gates);
+        let trained5 = spec().terms(5).near(Near::Blocks(1)).decay(Decay::Gates);
         add(&format!("d={d} P=4"), spec().terms(4), heads);
         add(&format!("d={d} P=4 gates"), spec().terms(4).decay(Decay::Gates), heads);
         add(&format!("d={d} P=3"), spec().terms(3), heads);
         add(&format!("d={d} P=3 near gates"), trained, heads);
         add(&format!("d={d} Power(2)"), spec().series(Series::power(2)), heads);
+        if d <= 16 {
+            add(&format!("d={d} P=5"), spec().terms(5), heads);
+            add(&format!("d={d} P=5 near gates"), trained5, heads);
+            add(&format!("d={d} Power(4)"), spec().series(Series::power(4)), heads);
+        }
     }
     rows
 }

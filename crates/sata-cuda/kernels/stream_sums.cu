@@ -16,7 +16,8 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
     clear(sums);
     // Tokens between the frontiers of the segment's first chunk and the next one's, a chunk at a time.
     const int begin = at.frontier(segment.first), end = at.frontier(segment.end);
-    load_piece(p, at, 0, begin, end);
+    // A part may end before the first frontier that is a token.
+    if (begin < end) load_piece(p, at, 0, begin, end);
     copy_async_commit();
     int stage = 0;
 #pragma unroll 1

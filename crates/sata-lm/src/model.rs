@@ -88,7 +88,7 @@ impl Model {
         Self::from_tensors(config, tensors.collect())
     }
 
-    /// The model whose weights are these tensors, all of one type. It has gradients only where
+    /// The model whose weights are these tensors, all of one type and on one device. It has gradients only where
     /// they are variables.
     ///
     /// # Errors
@@ -104,8 +104,9 @@ impl Model {
             let got = x.dtype();
             return Err(Error::Msg(format!("{name} is {got:?}, but embed.weight is {dtype:?}")));
         }
+        let device = tensors.get("embed.weight").map_or(&Device::Cpu, Tensor::device).clone();
         let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-        Self::new(config, VarBuilder::from_tensors(tensors, dtype, &Device::Cpu))
+        Self::new(config, VarBuilder::from_tensors(tensors, dtype, &device))
     }
 
     /// What it is.
@@ -159,9 +160,49 @@ impl Model {
                 return Err(Error::Msg(error).bt());
             }
         };
+        let mut targets = tokens.narrow(1, 1, length)?;
+        if self.embed.device().is_cuda() {
+            // Now, while nothing is under way that a copy would wait for.
+            targets = targets.contiguous()?.to_device(self.embed.device())?;
+        }
         let hidden = self.hidden(&tokens.narrow(1, 0, length)?)?;
-        projected_cross_entropy(&hidden, &self.embed, &tokens.narrow(1, 1, length)?)
+        projected_cross_entropy(&hidden, &self.embed, &targets)
     }
+}
+
+impl Model {
+    /// Mean cross entropy in nats of `count` answers: of guessing the tokens at `first` + 1,
+    /// `first` + 3, … of u32 `[batch, first + 2·count]` from those up to just before.
+    ///
+    /// # Errors
+    /// As for [`Model::hidden`], and tokens that are not so many.
+    pub fn loss_of_answers(&self, tokens: &Tensor, first: usize, count: usize) -> Result<Tensor> {
+        let mut targets = every_other(tokens, first, count, 1)?;
+        if self.embed.device().is_cuda() {
+            targets = targets.to_device(self.embed.device())?;
+        }
+        let hidden = every_other(&self.hidden(tokens)?, first, count, 0)?;
+        projected_cross_entropy(&hidden, &self.embed, &targets)
+    }
+
+    /// The likeliest tokens in the places of those answers, row by row.
+    ///
+    /// # Errors
+    /// As for [`Model::loss_of_answers`].
+    pub fn answers(&self, tokens: &Tensor, first: usize, count: usize) -> Result<Vec<u32>> {
+        let hidden = every_other(&self.hidden(tokens)?.detach(), first, count, 0)?;
+        let logits = linear(&hidden, &self.embed.detach())?.to_dtype(DType::F32)?;
+        logits.argmax(candle_core::D::Minus1)?.flatten_all()?.to_vec1()
+    }
+}
+
+/// `count` of every two places from `first` on of `[batch, first + 2·count, ..]`: the first or the
+/// second of each.
+fn every_other(x: &Tensor, first: usize, count: usize, which: usize) -> Result<Tensor> {
+    let pairs = x.narrow(1, first, 2 * count)?.contiguous()?;
+    let mut shape = x.dims().to_vec();
+    shape.splice(1..2, [count, 2]);
+    pairs.reshape(shape)?.narrow(2, which, 1)?.squeeze(2)?.contiguous()
 }
 
 /// Name and shape of every weight of a model, as [`Config`] describes them.

@@ -5,7 +5,7 @@ use candle_nn::{Init, Module, VarBuilder};
 use sata::{Decay, Plan, alibi_slopes};
 
 use super::Linear;
-use crate::{Options, attention_packed, head_norm, log_sigmoid, rotary};
+use crate::{Options, attention_packed, head_norm, log_gates, rotary};
 
 /// Sizes and kinds of a [`TaylorAttention`], besides its plan.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ pub struct TaylorAttention {
     out: Linear,
     norms: Option<(Tensor, Tensor, f64)>,
     gate: Option<(Linear, Tensor)>,
-    slopes: Option<Tensor>,
+    slopes: Option<Arc<[f64]>>,
 }
 
 impl TaylorAttention {
@@ -66,10 +66,7 @@ impl TaylorAttention {
             _ => None,
         };
         let slopes = match plan.spec().decay() {
-            Decay::Slopes => {
-                let slopes = Tensor::new(alibi_slopes(kv_heads), vb.device())?;
-                Some(slopes.to_dtype(vb.dtype())?)
-            }
+            Decay::Slopes => Some(alibi_slopes(kv_heads).into()),
             _ => None,
         };
         Ok(TaylorAttention {
@@ -108,10 +105,10 @@ impl TaylorAttention {
         }
         let mut options = Options::causal();
         if let Some((weight, bias)) = &self.gate {
-            options = options.log_gates(&log_sigmoid(&weight.forward(x)?.broadcast_add(bias)?)?);
+            options = options.log_gates(&log_gates(x, weight.weight(), bias)?);
         }
         if let Some(slopes) = &self.slopes {
-            options = options.slopes(slopes);
+            options = options.constant_slopes(slopes.clone());
         }
         attention_packed(&self.plan, &qkv, heads, kv_heads, &options)
     }

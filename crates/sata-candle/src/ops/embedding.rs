@@ -8,7 +8,8 @@ use crate::storage::{by_type, check_float, read, slice, tensor};
 
 const OP: &str = "embedding";
 
-/// The rows of weight `[vocab, width]` that tokens `[..]` (u32) name: `[.., width]`.
+/// The rows of weight `[vocab, width]` that tokens `[..]` (u32) name: `[.., width]`. The tokens are
+/// best on the CPU, wherever the weight is.
 ///
 /// # Errors
 /// Sizes or types that do not fit, or a token that is not below `vocab`.
@@ -20,13 +21,22 @@ pub fn embedding(weight: &Tensor, tokens: &Tensor) -> Result<Tensor> {
     let mut shape = tokens.dims().to_vec();
     shape.push(width);
     let tokens = read_indices(OP, "tokens", tokens, vocab)?;
-    weight.contiguous()?.apply_op1(Embedding { tokens, width, shape })
+    let op = Embedding {
+        tokens,
+        width,
+        shape,
+        #[cfg(feature = "cuda")]
+        lookup: Default::default(),
+    };
+    weight.contiguous()?.apply_op1(op)
 }
 
 struct Embedding {
     tokens: Vec<u32>,
     width: usize,
     shape: Vec<usize>,
+    #[cfg(feature = "cuda")]
+    lookup: crate::cuda::Lookup,
 }
 
 impl CustomOp1 for Embedding {
@@ -45,8 +55,21 @@ impl CustomOp1 for Embedding {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        weight: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.lookup.forward((weight, layout), &self.tokens, &self.shape)
+    }
+
     fn bwd(&self, weight: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if dy.device().is_cuda() {
+            return self.lookup.backward(weight, &dy);
+        }
         by_type!(OP, weight.dtype(), T => {
             let dw = read::<T, _>(OP, &dy, |dy| {
                 let mut dw = vec![T::default(); weight.elem_count()];

@@ -45,6 +45,14 @@ struct HeadNorm {
     eps: f64,
 }
 
+#[cfg(feature = "cuda")]
+impl HeadNorm {
+    fn on_gpu(&self) -> crate::cuda::Heads {
+        let HeadNorm { heads, kv_heads, width, eps } = *self;
+        crate::cuda::Heads { heads, kv_heads, width, eps }
+    }
+}
+
 impl CustomOp3 for HeadNorm {
     fn name(&self) -> &'static str {
         OP
@@ -78,6 +86,20 @@ impl CustomOp3 for HeadNorm {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        q_weight: &candle_core::CudaStorage,
+        q_layout: &Layout,
+        k_weight: &candle_core::CudaStorage,
+        k_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let (q, k) = ((q_weight, q_layout), (k_weight, k_layout));
+        crate::cuda::head_norm((x, x_layout), q, k, self.on_gpu())
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -87,6 +109,10 @@ impl CustomOp3 for HeadNorm {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if dy.device().is_cuda() {
+            return crate::cuda::head_norm_back(x, q_weight, k_weight, self.on_gpu(), &dy);
+        }
         by_type!(OP, x.dtype(), T => {
             let (dx, mut dq) = read::<T, _>(OP, x, |x| read::<T, _>(OP, &dy, |dy| {
                 read::<T, _>(OP, q_weight, |qw| read::<T, _>(OP, k_weight, |kw| {

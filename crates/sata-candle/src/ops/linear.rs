@@ -14,7 +14,7 @@ const OP: &str = "linear";
 /// Sizes or types that do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     check(x, weight)?;
-    x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)
+    factor(x)?.apply_op2(&weight.contiguous()?, Linear::default())
 }
 
 /// residual + x·weightᵀ: residual `[.., out]`.
@@ -28,7 +28,15 @@ pub fn linear_add(x: &Tensor, weight: &Tensor, residual: &Tensor) -> Result<Tens
         return Err(error::shape(OP, "residual", residual.dims(), expected));
     }
     check_type(OP, "residual", residual, x.dtype())?;
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &residual.contiguous()?, Linear)
+    factor(x)?.apply_op3(&weight.contiguous()?, &residual.contiguous()?, Linear::default())
+}
+
+/// Contiguous, and bf16 on a GPU.
+fn factor(x: &Tensor) -> Result<Tensor> {
+    match x.device().is_cuda() {
+        true => x.to_dtype(candle_core::DType::BF16)?.contiguous(),
+        false => x.contiguous(),
+    }
 }
 
 /// The shape of the product.
@@ -48,7 +56,11 @@ fn check(x: &Tensor, weight: &Tensor) -> Result<Vec<usize>> {
     Ok(shape)
 }
 
-struct Linear;
+#[derive(Default)]
+struct Linear {
+    #[cfg(feature = "cuda")]
+    map: crate::cuda::Map,
+}
 
 impl Linear {
     fn forward(
@@ -77,10 +89,15 @@ impl Linear {
 
     /// The gradients of x and weight, each where it is wanted.
     fn backward(
+        &self,
         x: &Tensor,
         weight: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if dy.device().is_cuda() {
+            return self.map.backward(x, weight, dy);
+        }
         let (out, inputs) = weight.dims2()?;
         let rows = x.elem_count() / inputs;
         by_type!(OP, x.dtype(), T => read::<T, _>(OP, dy, |dy| {
@@ -115,6 +132,17 @@ impl CustomOp2 for Linear {
         Self::forward((x, x_layout), (weight, weight_layout), None)
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        weight: &candle_core::CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.map.forward((x, x_layout), (weight, weight_layout), None, false)
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -122,7 +150,7 @@ impl CustomOp2 for Linear {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Self::backward(x, weight, &dy.contiguous()?)
+        self.backward(x, weight, &dy.contiguous()?)
     }
 }
 
@@ -144,6 +172,20 @@ impl CustomOp3 for Linear {
         Self::forward((x, x_layout), (weight, weight_layout), residual)
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        weight: &candle_core::CudaStorage,
+        weight_layout: &Layout,
+        residual: &candle_core::CudaStorage,
+        residual_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let residual = Some((residual, residual_layout));
+        self.map.forward((x, x_layout), (weight, weight_layout), residual, false)
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -153,7 +195,7 @@ impl CustomOp3 for Linear {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        let (dx, dw) = Self::backward(x, weight, &dy)?;
+        let (dx, dw) = self.backward(x, weight, &dy)?;
         Ok((dx, dw, residual.track_op().then_some(dy)))
     }
 }

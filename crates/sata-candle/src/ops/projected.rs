@@ -23,7 +23,8 @@ const LOGITS: usize = 1 << 20;
 /// [`Tensor::detach`] them where only the number is wanted.
 ///
 /// # Errors
-/// Sizes or types that do not fit, or a target that is not below `vocab`.
+/// Sizes or types that do not fit, or a target that is not below `vocab` (which on a GPU, where they
+/// are best brought beforehand, makes the loss NaN).
 pub fn projected_cross_entropy(
     hidden: &Tensor,
     weight: &Tensor,
@@ -38,10 +39,80 @@ pub fn projected_cross_entropy(
         }
     };
     check_type(OP, "weight", weight, hidden.dtype())?;
-    let targets = read_targets(OP, targets, hidden, vocab)?;
     let differentiable = hidden.track_op() || weight.track_op();
+    #[cfg(feature = "cuda")]
+    if hidden.device().is_cuda() {
+        let op = OnGpu {
+            targets: gpu_targets(targets, hidden)?,
+            differentiable,
+            head: Default::default(),
+        };
+        let hidden = hidden.to_dtype(candle_core::DType::BF16)?.contiguous()?;
+        return hidden.apply_op2(&weight.contiguous()?, op);
+    }
+    let targets = read_targets(OP, targets, hidden, vocab)?;
     let op = Projected { targets, differentiable, gradients: OnceLock::new() };
     hidden.contiguous()?.apply_op2(&weight.contiguous()?, op)
+}
+
+/// Targets on hidden's GPU, in rows' order.
+#[cfg(feature = "cuda")]
+fn gpu_targets(targets: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+    let rows = hidden.elem_count() / last_dim(OP, "hidden", hidden)?;
+    if targets.elem_count() != rows || rows == 0 {
+        let expected = format!("there must be one for each of {rows} rows, and at least one");
+        return Err(error::shape(OP, "targets", targets.dims(), expected));
+    }
+    if targets.dtype() != candle_core::DType::U32 {
+        return Err(error::dtype(OP, "targets", targets.dtype(), "it must be U32"));
+    }
+    targets.contiguous()?.to_device(hidden.device())
+}
+
+/// The same on a GPU.
+#[cfg(feature = "cuda")]
+struct OnGpu {
+    targets: Tensor,
+    differentiable: bool,
+    head: crate::cuda::Head,
+}
+
+#[cfg(feature = "cuda")]
+impl CustomOp2 for OnGpu {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        candle_core::bail!("{OP}: an argument is not on the GPU")
+    }
+
+    fn cuda_fwd(
+        &self,
+        hidden: &candle_core::CudaStorage,
+        hidden_layout: &Layout,
+        weight: &candle_core::CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let (hidden, weight) = ((hidden, hidden_layout), (weight, weight_layout));
+        self.head.forward(hidden, weight, &self.targets, self.differentiable)
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.head.backward(hidden, weight, dy)
+    }
 }
 
 struct Projected {

@@ -69,6 +69,17 @@ impl CustomOp2 for RmsNorm {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        weight: &candle_core::CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        crate::cuda::rms_norm((x, x_layout), (weight, weight_layout), self.eps)
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -77,6 +88,10 @@ impl CustomOp2 for RmsNorm {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if dy.device().is_cuda() {
+            return crate::cuda::rms_norm_back(x, weight, self.eps, &dy);
+        }
         by_type!(OP, x.dtype(), T => {
             let (dx, dw) = read::<T, _>(OP, x, |x| read::<T, _>(OP, weight, |weight| {
                 read::<T, _>(OP, &dy, |dy| {

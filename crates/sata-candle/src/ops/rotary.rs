@@ -37,11 +37,43 @@ pub fn rotary(
     if !(base.is_finite() && base > 0.0) {
         return Err(error::value(OP, "base", base, "it must be positive and finite"));
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let turn = crate::cuda::Turn { head_dim, heads, tokens, width, first, base };
+        return x.contiguous()?.apply_op1(OnGpu(turn));
+    }
     let half = head_dim / 2;
     let turns: Vec<f64> = (0..half).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
     let angles = (0..tokens).flat_map(|t| turns.iter().map(move |turn| (first + t) as f64 * turn));
     let (sin, cos) = angles.map(f64::sin_cos).unzip();
     x.contiguous()?.apply_op1(Rotary { half, heads, tokens, width, sin, cos })
+}
+
+/// The same on a GPU, which keeps its tables.
+#[cfg(feature = "cuda")]
+struct OnGpu(crate::cuda::Turn);
+
+#[cfg(feature = "cuda")]
+impl CustomOp1 for OnGpu {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        candle_core::bail!("{OP}: an argument is not on the GPU")
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.0.forward((x, layout))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        self.0.backward(&dy.contiguous()?).map(Some)
+    }
 }
 
 struct Rotary {

@@ -43,8 +43,21 @@ impl CustomOp1 for Swiglu {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        crate::cuda::swiglu((x, layout), self.m)
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if dy.device().is_cuda() {
+            return crate::cuda::swiglu_back(x, self.m, &dy).map(Some);
+        }
         by_type!(OP, x.dtype(), T => {
             let dx = read::<T, _>(OP, x, |x| read::<T, _>(OP, &dy, |dy| {
                 let m = self.m;

@@ -1,20 +1,23 @@
 //! `sata train`: a language model from text.
 
+pub mod device;
 mod figure;
 mod report;
 mod setup;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use clap::Args;
-use sata_lm::train::{Folder, Objective, TrainError, Trainer};
+use sata_lm::train::{Folder, Objective, Settings, TrainError, Trainer};
 
 use crate::failure::{Failure, Outcome};
 use crate::numbers::size;
 use crate::output::{say, say_json};
 use crate::{interrupt, machine, plot};
-use report::{Report, Summary};
+use device::Profile;
+use report::{AtLength, Report, Summary};
 use setup::Setup;
 
 /// Arguments of `sata train`.
@@ -30,6 +33,9 @@ pub struct TrainArgs {
     /// A tokenizer.json to take; without one a tokenizer is trained on the text
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// Keep the texts' tokens in this folder, and take them from there when they are in it
+    #[arg(long, value_name = "DIR")]
+    pub tokens: Option<PathBuf>,
     /// Take this instead of what the settings say: KERNEL[+WORD…], see below
     #[arg(long, value_name = "WORDS")]
     pub attention: Option<String>,
@@ -42,6 +48,15 @@ pub struct TrainArgs {
     /// Threads, all processors if left away; the outcome does not depend on it
     #[arg(long, value_name = "N", value_parser = size)]
     pub threads: Option<usize>,
+    /// Where it is trained: cpu, cuda, or cuda:N for one of several GPUs
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// On a GPU, say what it spent its time with
+    #[arg(long)]
+    pub profile: bool,
+    /// At the end, also read all held-out text in sequences of so many times the training's context
+    #[arg(long, value_name = "TIMES,…", value_delimiter = ',')]
+    pub lengths: Vec<usize>,
     /// Take this instead of train.steps
     #[arg(long, value_name = "N", value_parser = size)]
     pub steps: Option<usize>,
@@ -76,6 +91,10 @@ Settings, with what holds where they are left away:
     seed = 0, evaluate_every = 100, evaluate_tokens = 32768, checkpoint_every = 500,
     validation = 0.05 (the last part of every file) or [\"PATH\", …]
 
+On a GPU (a program that was built for it, docs/gpu.md) products of matrices and attention are in
+bf16, summed in f32, and small micro-batches go through the model together; all else is as on the CPU,
+checkpoints included, which either goes on from.
+
 Ctrl-C writes a checkpoint and stops, with exit code 130; --resume then goes on with the same curve,
 as it does after a kill, from the last checkpoint.";
 
@@ -92,12 +111,16 @@ pub fn run(args: &TrainArgs) -> Outcome {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     machine::set_threads(Some(threads))?;
-    let Setup { settings, identity, config, folder, mut trainer } = Setup::new(args, threads)?;
+    let device = device::open(&args.device)?;
+    let Setup { settings, identity, config, folder, mut trainer } =
+        Setup::new(args, threads, &device)?;
     let stop = interrupt::flag()?;
     let mut report = Report::new(&settings, &trainer);
+    let mut profile = Profile::new(args.profile, &device);
     while !trainer.is_finished() {
         let point = trainer.step().map_err(|error| kept(error, args))?;
         report.step(&point);
+        profile.step()?;
         let stopping = stop.load(Ordering::Relaxed) && !trainer.is_finished();
         if stopping || trainer.is_checkpoint_due() {
             report.saving();
@@ -113,8 +136,27 @@ pub fn run(args: &TrainArgs) -> Outcome {
         }
     }
     report.finish();
-    let summary = Summary::new(&args.out, &trainer, report.tokens_per_second());
+    let at = lengths(args, &settings, &trainer)?;
+    let speed = (report.tokens_per_second(), report.usual_tokens_per_second());
+    let summary = Summary::new(&args.out, &trainer, speed, profile.finish(), at);
     if args.json { say_json(&summary) } else { say(summary) }
+}
+
+/// Losses at the lengths that are asked for.
+fn lengths<M: Objective>(
+    args: &TrainArgs,
+    settings: &Settings,
+    trainer: &Trainer<M>,
+) -> Outcome<Vec<AtLength>> {
+    let bits_per_nat = trainer.corpus().validation.bits_per_byte();
+    let mut at = vec![];
+    for times in &args.lengths {
+        let length = settings.train.context.saturating_mul(*times);
+        if let Some(loss) = trainer.evaluate_at(length)? {
+            at.push(AtLength { length, loss, bits_per_byte: loss * bits_per_nat });
+        }
+    }
+    Ok(at)
 }
 
 fn plot_curve<M: Objective>(folder: &Folder, trainer: &Trainer<M>) -> Outcome {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use sata_lm::train::{Objective, Point, Settings, Trainer};
 use serde::Serialize;
 
+use super::device::Share;
 use crate::progress::Progress;
 use crate::table::grouped;
 
@@ -30,6 +31,8 @@ pub struct Report {
     /// Smoothed.
     loss: Option<f64>,
     seconds: Option<f64>,
+    /// What each step without evaluation took.
+    each: Vec<f64>,
     validation: Option<f64>,
     last_line: Option<Instant>,
 }
@@ -55,6 +58,7 @@ impl Report {
             before: now,
             loss: None,
             seconds: None,
+            each: vec![],
             validation: trainer.curve().iter().rev().find_map(|point| point.validation),
             last_line: None,
         };
@@ -76,6 +80,9 @@ impl Report {
         self.before = now;
         self.done += 1;
         let smooth = |old: Option<f64>, new: f64| old.map_or(new, |old| old + NEWEST * (new - old));
+        if point.validation.is_none() {
+            self.each.push(took);
+        }
         self.loss = Some(smooth(self.loss, point.loss));
         self.seconds = Some(smooth(self.seconds, took));
         self.validation = point.validation.or(self.validation);
@@ -129,6 +136,13 @@ impl Report {
         (self.done * self.tokens_per_step) as f64 / self.began.elapsed().as_secs_f64()
     }
 
+    /// The same by the median step, without evaluations and checkpoints.
+    pub fn usual_tokens_per_second(&self) -> Option<f64> {
+        let mut each = self.each.clone();
+        each.sort_unstable_by(f64::total_cmp);
+        Some(self.tokens_per_step as f64 / each.get(each.len() / 2)?)
+    }
+
     fn line(&self, text: &str) {
         if self.bar.is_none() {
             let _ = writeln!(std::io::stderr(), "{text}");
@@ -146,6 +160,16 @@ fn clock(seconds: f64) -> String {
     }
 }
 
+/// Held-out text in sequences of one length.
+#[derive(Debug, Serialize)]
+pub struct AtLength {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Nats per token.
+    pub loss: f64,
+    pub bits_per_byte: f64,
+}
+
 /// What a training ended with.
 #[derive(Debug, Serialize)]
 pub struct Summary {
@@ -159,11 +183,23 @@ pub struct Summary {
     validation_bits_per_byte: Option<f64>,
     seconds: f64,
     tokens_per_second: f64,
+    /// By the median step.
+    usual_tokens_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<Share>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    at: Vec<AtLength>,
 }
 
 impl Summary {
     /// Of a training that is finished.
-    pub fn new<M: Objective>(out: &Path, trainer: &Trainer<M>, tokens_per_second: f64) -> Self {
+    pub fn new<M: Objective>(
+        out: &Path,
+        trainer: &Trainer<M>,
+        (tokens_per_second, usual_tokens_per_second): (f64, Option<f64>),
+        profile: Vec<Share>,
+        at: Vec<AtLength>,
+    ) -> Self {
         let last = trainer.curve().last();
         let validation = last.and_then(|point| point.validation);
         let per_nat = trainer.corpus().validation.bits_per_byte();
@@ -176,6 +212,9 @@ impl Summary {
             validation_bits_per_byte: validation.map(|loss| loss * per_nat),
             seconds: trainer.seconds(),
             tokens_per_second,
+            usual_tokens_per_second,
+            profile,
+            at,
         }
     }
 }
@@ -188,7 +227,17 @@ impl fmt::Display for Summary {
         if let (Some(nats), Some(bits)) = (self.validation_loss, self.validation_bits_per_byte) {
             write!(f, "held-out text {nats:.4} nats/token, {bits:.4} bits/byte, ")?;
         }
-        write!(f, "{} tokens/s", grouped(*tokens_per_second as u128))
+        write!(f, "{} tokens/s", grouped(*tokens_per_second as u128))?;
+        for AtLength { length, loss, bits_per_byte } in &self.at {
+            write!(
+                f,
+                "\nin sequences of {length}: {loss:.4} nats/token, {bits_per_byte:.4} bits/byte"
+            )?;
+        }
+        for Share { name, calls, seconds, part } in &self.profile {
+            write!(f, "\n{:>6.2} %  {seconds:>9.4} s  {calls:>8} calls  {name}", 100.0 * part)?;
+        }
+        Ok(())
     }
 }
 

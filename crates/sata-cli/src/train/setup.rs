@@ -1,7 +1,9 @@
 //! From arguments to a training that can begin.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use sata_lm::train::{
     Checkpoint, Corpus, Folder, HeldOut, Identity, SMALLEST_VOCAB, Settings, Text, TrainError,
     Trainer, hex, read_texts,
@@ -9,6 +11,7 @@ use sata_lm::train::{
 use sata_lm::{Config, END_OF_TEXT, Model, Tokenizer, initial_weights};
 
 use super::TrainArgs;
+use super::tokens::Kept;
 use crate::failure::{Failure, Outcome};
 
 /// Occurrences that a run of bytes needs to become a token.
@@ -28,7 +31,7 @@ impl Setup {
     ///
     /// # Errors
     /// Whatever of it is wrong. Of a new training nothing is written before all is right.
-    pub fn new(args: &TrainArgs, threads: usize) -> Outcome<Self> {
+    pub fn new(args: &TrainArgs, threads: usize, device: &Device) -> Outcome<Self> {
         let settings = settings(args)?;
         let resumed = match args.resume {
             true => Some(Folder::resume(&args.out)?),
@@ -62,20 +65,27 @@ impl Setup {
             Some(folder) => Some(checkpoint(folder, &identity)?),
             None => None,
         };
+        let kept = Kept::new(args.tokens.as_deref(), identity.tokenizer.clone())?;
         let encode = |text: &str| {
-            tokenizer.encode(text).map_err(|error| TrainError::Unfit(error.to_string()))
+            kept.tokens(text, |text| {
+                tokenizer.encode(text).map_err(|error| TrainError::Unfit(error.to_string()))
+            })
         };
         let longest = settings.train.longest();
         let corpus = Corpus::new(&texts, &held_out, longest, END_OF_TEXT, encode)?;
         drop((texts, held_out));
         let train = settings.train.clone();
         let trainer = match checkpoint {
-            Some(checkpoint) => Trainer::resume(train, corpus, threads, checkpoint, |vars| {
-                Ok(Model::from_vars(&config, vars)?)
-            })?,
+            Some(mut checkpoint) => {
+                checkpoint.weights = on(device, checkpoint.weights)?;
+                Trainer::resume(train, corpus, threads, checkpoint, |vars| {
+                    Ok(Model::from_vars(&config, vars)?)
+                })?
+            }
             None => {
                 let weights = initial_weights(&config, settings.train.seed)
                     .map_err(|error| TrainError::Model(Box::new(error)))?;
+                let weights = on(device, weights)?;
                 Trainer::new(train, corpus, threads, &weights, |vars| {
                     Ok(Model::from_vars(&config, vars)?)
                 })?
@@ -91,6 +101,13 @@ impl Setup {
         };
         Ok(Setup { settings, identity, config, folder, trainer })
     }
+}
+
+/// Weights brought to a device.
+fn on(device: &Device, weights: BTreeMap<String, Tensor>) -> Outcome<BTreeMap<String, Tensor>> {
+    let there = |(name, weight): (String, Tensor)| Ok((name, weight.to_device(device)?));
+    let weights = weights.into_iter().map(there).collect::<Result<_, TrainError>>();
+    Ok(weights?)
 }
 
 /// The file's settings with what the command line changes of them.

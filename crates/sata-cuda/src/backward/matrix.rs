@@ -39,8 +39,10 @@ pub(super) fn serves(plan: &Plan, problem: &Problem<'_>, wanted: &Wanted<'_>, ki
 /// up to so many.
 pub(super) fn chunk(kind: &Kind, features: usize, longest: usize) -> Option<usize> {
     // Seconds on an H100, of a pair and of a token that goes through the generic kernels' sums.
-    let pair = 3.3e-14 * (kind.d_key + kind.d_value) as f64;
-    let token = features as f64 * (5.0 * kind.d_value as f64 + 24.0) * 6e-14;
+    let fading = if kind.fades { 1.3 } else { 1.0 };
+    let pair = (1.5e-12 + 1.8e-14 * (kind.d_key + kind.d_value) as f64) * fading;
+    let number = if kind.d_value > 32 { 3e-14 } else { 1.5e-13 };
+    let token = features as f64 * (5.0 * kind.d_value as f64 + 24.0) * number;
     (longest as f64 / 2.0 * pair <= token).then_some(longest.max(1))
 }
 

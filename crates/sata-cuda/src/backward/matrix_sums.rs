@@ -31,10 +31,10 @@ const TILE: usize = 64;
 const MOST_CHUNKS: usize = 1 << 14;
 
 // Measured on an H100: seconds per pair and element of both kinds, per number of sums and token, and
-// per number of sums and chunk.
+// per number of sums, column and chunk.
 const PAIR: f64 = 3.5e-14;
 const NUMBER: f64 = 3.0e-14;
-const TOUCH: f64 = 3.0e-12;
+const TOUCH: f64 = 4.7e-14;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -129,7 +129,7 @@ impl Sums {
 /// Tokens of a chunk where sums are taken, or `None` where they cost more than weighing all pairs.
 fn chunk(wish: Wish, kind: &Kind, group: usize, numbers: usize, longest: usize) -> Option<usize> {
     let pair = PAIR * (kind.d_key + kind.d_value) as f64 * group as f64;
-    let touch = TOUCH * numbers as f64;
+    let touch = TOUCH * (numbers * kind.d_value) as f64;
     let rows = TILE * readers(kind);
     let best = ((2.0 * touch / pair).sqrt() / rows as f64).round().max(1.0) * rows as f64;
     let sums = NUMBER * numbers as f64 * (1.0 + group as f64) / 2.0;

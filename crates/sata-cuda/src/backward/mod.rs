@@ -20,6 +20,7 @@ use sata::{Decay, Form, Series};
 use crate::forward::{past, stretches};
 use crate::problem::{Fading, Problem, Stretch};
 use crate::state::Arrays;
+use crate::units::Units;
 use crate::{Buffer, Call, Element, Error, Plan, RawView, View};
 use features::Features;
 use kernels::{Kernels, Kind};
@@ -82,7 +83,13 @@ impl Plan {
         gradients.check(device, spec, &call)?;
         let initial = call.state.as_deref();
         let sequences = stretches(&call, initial)?;
-        let slopes = call.slopes.map(|slopes| Buffer::from_slice(device, slopes)).transpose()?;
+        let slopes = match call.slopes {
+            Some(slopes) => {
+                let units = self.once("units", || Ok(Units::new(device)))?;
+                Some(units.table(slopes)?)
+            }
+            None => None,
+        };
         let problem = Problem {
             device,
             spec,
@@ -173,9 +180,11 @@ fn backward(plan: &Plan, problem: &Problem<'_>, mut wanted: Wanted<'_>) -> Resul
         None => choose_chunk(plan, problem, features.count, longest, keep, direct),
     };
     let table = Table::new(spec, Cut { causal: problem.causal, chunk, keep }, rows)?;
-    let sequences = Buffer::from_slice(device, &table.raw())?;
-    let folds = Buffer::from_slice(device, &table.folds)?;
-    let reads = Buffer::from_slice(device, &table.reads)?;
+    // Copies that are kept: a new one would wait for all work before it.
+    let kept = plan.once("units", || Ok(Units::new(device)))?;
+    let sequences = kept.table(&table.raw())?;
+    let folds = kept.table(&table.folds)?;
+    let reads = kept.table(&table.reads)?;
     let fades = problem.fades();
     let of_fading = if fades { table.places * problem.kv_heads } else { 0 };
     let g = Buffer::<f64>::uninit(device, of_fading)?;

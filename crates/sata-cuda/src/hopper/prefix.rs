@@ -82,7 +82,7 @@ impl Prefix {
         device: &Device,
     ) -> Option<impl Fn(&Units, Run<'_>) -> Result<(), Error> + use<>> {
         let summing =
-            self.shape.prefix_sums(heads, device.properties().multiprocessors as usize)?;
+            self.shape.prefix_sums(heads, device.properties().multiprocessors as usize, false)?;
         let coefficients = self.coefficients.address();
         Some(move |units: &Units, run: Run<'_>| sum(units, &summing, coefficients, heads, run))
     }

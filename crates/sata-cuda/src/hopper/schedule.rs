@@ -74,7 +74,7 @@ impl Schedule {
         let longest = windows.iter().map(|w| w.tokens as usize).max().unwrap_or(0);
         let keep = problem.past.is_some();
         let multiprocessors = problem.device.properties().multiprocessors as usize;
-        let prefix = shape.prefix_sums(problem.kv_heads, multiprocessors).filter(|_| !keep);
+        let prefix = shape.prefix_sums(problem.kv_heads, multiprocessors, true).filter(|_| !keep);
         let summing = prefix.unwrap_or_else(|| shape.chunk_sums());
         let chunk_tokens = chunk(shape, problem.group, longest, wish, summing.prefix);
         let mut all = Schedule {
@@ -104,7 +104,7 @@ impl Schedule {
         all.batches = (0..heads).step_by(at_once).map(|h| h..(h + at_once).min(heads)).collect();
         let fewest = all.batches.iter().map(ExactSizeIterator::len).min();
         if let (Some(fewest), true) = (fewest, summing.prefix) {
-            all.summing = shape.prefix_sums(fewest, multiprocessors).unwrap_or(summing);
+            all.summing = shape.prefix_sums(fewest, multiprocessors, true).unwrap_or(summing);
         }
         all
     }

@@ -52,9 +52,20 @@ impl Summing {
     }
 
     /// Blocks of a team, and teams, no more than units of a member. Larger teams read tokens from
-    /// memory less often, but measured slower (d = 32, P = 4: 3.47 against 3.14 ms).
+    /// memory less often: measured faster at d = 64 (P = 3: 2.47 against 2.60 ms), slower below
+    /// (d = 32, P = 4: 3.47 against 3.14 ms).
     pub(super) fn teams(&self, heads: usize, multiprocessors: usize) -> (usize, usize) {
-        (1, multiprocessors.clamp(1, (heads * self.blocks).max(1)))
+        let largest = if self.shape.sizes.columns() > 40 { self.blocks } else { 1 };
+        let of = |team: usize| {
+            let passes = self.blocks.div_ceil(team);
+            let teams = (multiprocessors / team).clamp(1, (heads * passes).max(1));
+            (passes as f64 / teams as f64, team, teams)
+        };
+        let all = || (1..=largest.min(multiprocessors).max(1)).map(of);
+        let least = all().map(|(cost, ..)| cost).fold(f64::INFINITY, f64::min);
+        // Of ways that are as good within 6 %, the largest teams.
+        let best = all().rfind(|(cost, ..)| *cost <= 1.06 * least);
+        best.map_or((1, 1), |(_, team, teams)| (team, teams))
     }
 
     /// Flags of a block.
@@ -146,16 +157,23 @@ impl Shape {
     }
 
     /// The summing kernel that keeps what precedes each chunk, for so many heads on so many
-    /// multiprocessors: the largest tiles of which there are enough. `None` where there are not.
-    pub(super) fn prefix_sums(&self, heads: usize, multiprocessors: usize) -> Option<Summing> {
+    /// multiprocessors: the largest tiles of which there are enough. `None` where there are not, or
+    /// where a scan of each chunk's own sums is faster and `or_scan` says that there is one.
+    pub(super) fn prefix_sums(
+        &self,
+        heads: usize,
+        multiprocessors: usize,
+        or_scan: bool,
+    ) -> Option<Summing> {
         let of =
             |[warpgroups, tiles, group]: [usize; 3]| self.summing(warpgroups, tiles, group, true);
         let all: &[[usize; 3]] = match (self.sizes.d_key, self.sizes.columns()) {
             // A head has too few features to be one's work for its whole length.
             (0..32, _) => &[],
-            (_, 0..=40) => &[[3, 3, 3], [3, 1, 1]],
-            // With three tiles neither registers nor shared memory are enough, and one is too few.
-            _ if self.sizes.has(3) => &[],
+            (_, 0..=40) => &[[4, 2, 2], [3, 1, 1]],
+            // Three tiles do not fit registers, and two reach no more than sums of chunks do.
+            _ if self.sizes.has(3) && or_scan => &[],
+            _ if self.sizes.has(3) => &[[3, 2, 1], [3, 1, 1]],
             _ => &[[3, 1, 1]],
         };
         let units = |summing: &Summing| heads * summing.blocks;
@@ -217,5 +235,39 @@ impl Shape {
             .size_of::<Read>("READ_BYTES")
             .hot()
             .matrix()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_heads_have_prefix_sums_where_there_is_no_scan() {
+        for (d, columns) in [(32, 40), (64, 72)] {
+            let sizes = Sizes::new(d, d, &[0, 1, 2, 3]);
+            assert_eq!(sizes.columns(), columns);
+            let shape = Shape { sizes, terms: 4, fades: false, near: false };
+            let summing = shape.prefix_sums(16, 132, false);
+            assert!(summing.is_some_and(|s| s.prefix && s.shared <= MOST_SHARED), "d = {d}");
+            assert_eq!(shape.prefix_sums(16, 132, true).is_some(), d == 32);
+        }
+    }
+
+    #[test]
+    fn teams_are_all_multiprocessors_or_nearly() {
+        for d in [32, 64] {
+            let sizes = Sizes::new(d, d, &[0, 1, 2]);
+            let shape = Shape { sizes, terms: 3, fades: false, near: false };
+            for heads in [1, 5, 16, 100] {
+                let Some(summing) = shape.prefix_sums(heads, 132, false) else { continue };
+                let (team, teams) = summing.teams(heads, 132);
+                assert!(team <= summing.blocks && team * teams <= 132, "{team} × {teams}");
+                assert!(
+                    3 * team * teams >= 2 * 132.min(heads * summing.blocks),
+                    "{team} × {teams}"
+                );
+            }
+        }
     }
 }

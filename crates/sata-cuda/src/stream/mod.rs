@@ -24,6 +24,7 @@ use crate::{Buffer, Device, Error, Kernel, Launch, Plan, RawView};
 use params::{Chains, Stream};
 use program::{Program, multiplicities};
 use schedule::Schedule;
+pub(crate) use schedule::cut;
 use units::{Blocks, Shape, WIDE};
 
 const MOST_ORDER: usize = 4;

@@ -97,7 +97,7 @@ struct Piece<'a> {
 }
 
 enum Numbers<'a> {
-    Slice(&'a [f32]),
+    Slice(Cow<'a, [f32]>),
     Tensor(&'a Tensor),
 }
 
@@ -107,7 +107,7 @@ fn little_endian(numbers: &[f32]) -> Vec<u8> {
 
 impl Piece<'_> {
     fn bytes(&self) -> Vec<u8> {
-        match self.numbers {
+        match &self.numbers {
             Numbers::Slice(numbers) => little_endian(numbers),
             // Parameters are contiguous f32: they were made so.
             Numbers::Tensor(tensor) => with_numbers(tensor, little_endian).unwrap_or_default(),
@@ -141,7 +141,7 @@ pub(super) fn bytes<M: Objective>(
     identity: &Identity,
 ) -> Result<Vec<u8>, TrainError> {
     let mut pieces = BTreeMap::new();
-    for parameter in trainer.parameters() {
+    for (parameter, [first, second]) in trainer.parameters().iter().zip(trainer.moments()?) {
         let (name, shape) = (&parameter.name, parameter.var.dims().to_vec());
         let bad = with_numbers(&parameter.var, |w| w.iter().copied().find(|w| !w.is_finite()))?;
         if let Some(value) = bad {
@@ -150,8 +150,8 @@ pub(super) fn bytes<M: Objective>(
         }
         let piece = |numbers| Piece { shape: shape.clone(), numbers };
         pieces.insert(format!("weight/{name}"), piece(Numbers::Tensor(&parameter.var)));
-        pieces.insert(format!("first/{name}"), piece(Numbers::Slice(&parameter.moments.first)));
-        pieces.insert(format!("second/{name}"), piece(Numbers::Slice(&parameter.moments.second)));
+        pieces.insert(format!("first/{name}"), piece(Numbers::Slice(first)));
+        pieces.insert(format!("second/{name}"), piece(Numbers::Slice(second)));
     }
     let header =
         Header { version: VERSION, identity: identity.clone(), seconds, curve: curve.to_vec() };

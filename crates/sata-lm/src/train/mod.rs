@@ -9,7 +9,10 @@ mod checkpoint;
 mod data;
 mod error;
 mod folder;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod optimizer;
+mod recall;
 mod schedule;
 mod settings;
 mod step;
@@ -24,6 +27,7 @@ pub use data::{Corpus, HeldOut, Mark, Text, Tokens, hex, read_texts};
 pub use error::TrainError;
 pub use folder::{Amount, Folder, Record};
 pub use optimizer::{AdamW, Moments, Update};
+pub use recall::{RecallFile, RecallTask, RecallTrainer};
 pub use schedule::Schedule;
 pub use settings::{
     ModelSettings, SMALLEST_VOCAB, Settings, TokenizerSettings, TrainSettings, Validation,

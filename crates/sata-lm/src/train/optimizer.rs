@@ -68,6 +68,14 @@ impl AdamW {
 }
 
 impl Update {
+    /// The same for a GPU, of gradients that are sums of `1 / each`, with the largest norm of their
+    /// mean. The scale is not taken: the device makes its own.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_gpu(&self, each: f32, clip: f64) -> sata_candle::kernels::Step {
+        let Update { beta1, beta2, keep, rate, root, .. } = *self;
+        sata_candle::kernels::Step { each, clip: clip as f32, beta1, beta2, keep, rate, root }
+    }
+
     /// Applies it to one parameter, on the threads of the current pool.
     pub fn apply(&self, weights: &mut [f32], gradient: &[f32], moments: &mut Moments) {
         weights

@@ -33,6 +33,7 @@ impl Objective for crate::Model {
 pub(super) struct Parameter {
     pub name: String,
     pub var: Var,
+    /// Empty where the weights are on a GPU, which then has them.
     pub moments: Moments,
     gradient: Vec<f32>,
 }
@@ -47,7 +48,7 @@ impl Parameter {
                 var.layout()
             )));
         }
-        let elements = var.elem_count();
+        let elements = if var.device().is_cpu() { var.elem_count() } else { 0 };
         let moments = moments.unwrap_or_else(|| Moments::new(elements));
         Ok(Parameter { name: name.into(), var, moments, gradient: vec![0.0; elements] })
     }
@@ -140,6 +141,27 @@ impl Parameters {
         Ok(Measured { loss, gradient_norm: sum.sqrt() / micro_batches as f64 })
     }
 
+    /// Takes the gradients of one loss, on the current pool.
+    pub fn of_one(&mut self, loss: &Tensor, step: usize) -> Result<Measured, TrainError> {
+        let value = scalar(loss)?;
+        if !value.is_finite() {
+            return Err(TrainError::NonFinite { step, what: "the loss".into(), value });
+        }
+        let mut gradients = loss.backward()?;
+        for parameter in &mut self.0 {
+            let Some(gradient) = gradients.remove(&parameter.var) else {
+                let name = &parameter.name;
+                return Err(TrainError::unfit(format!("parameter {name} gets no gradient")));
+            };
+            add(&mut parameter.gradient, &gradient.contiguous()?, true)?;
+        }
+        let sum: f64 = self.0.iter().map(|parameter| squares(&parameter.gradient)).sum();
+        if !sum.is_finite() {
+            return Err(self.not_finite(step));
+        }
+        Ok(Measured { loss: value, gradient_norm: sum.sqrt() })
+    }
+
     fn not_finite(&self, step: usize) -> TrainError {
         let found = self.0.iter().find_map(|parameter| {
             let bad = parameter.gradient.iter().find(|x| !x.is_finite())?;
@@ -195,11 +217,14 @@ impl InplaceOp1 for InPlace<'_> {
     }
 }
 
-/// Calls `f` with a contiguous f32 tensor's numbers.
+/// Calls `f` with a contiguous f32 tensor's numbers, brought from where they are.
 pub(super) fn with_numbers<T>(
     tensor: &Tensor,
     f: impl FnOnce(&[f32]) -> T,
 ) -> candle_core::Result<T> {
+    if !tensor.device().is_cpu() {
+        return with_numbers(&tensor.to_device(&Device::Cpu)?, f);
+    }
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(numbers)), Some((start, end))) => Ok(f(&numbers[start..end])),
@@ -222,12 +247,12 @@ fn add(sum: &mut [f32], gradient: &Tensor, first: bool) -> candle_core::Result<(
     })
 }
 
-fn scalar(loss: &Tensor) -> Result<f64, TrainError> {
+pub(super) fn scalar(loss: &Tensor) -> Result<f64, TrainError> {
     Ok(loss.to_dtype(DType::F64)?.to_scalar::<f64>()?)
 }
 
 /// Sequences of `length` tokens and one, from `starts`, as u32 `[sequences, length + 1]`.
-fn batch(
+pub(super) fn batch(
     ids: &[u32],
     starts: impl Iterator<Item = usize>,
     length: usize,
