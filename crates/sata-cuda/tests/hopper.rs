@@ -7,21 +7,10 @@ mod gpu;
 
 use common::truth::truth;
 use common::{Fade, Inputs, Sizes, f64s, rng};
-use gpu::{OnDevice, blank, feed, run};
+use gpu::{OnDevice, blank, feed, hopper, run};
 use half::bf16;
 use sata::{Decay, Form, Near, Series, Spec, SpecBuilder};
 use sata_cuda::{Device, Error, Plan, State};
-
-fn hopper() -> Device {
-    match Device::new(0) {
-        Ok(device) if device.properties().capability == (9, 0) => device,
-        Ok(_) | Err(Error::NoDriver { .. } | Error::NoDevice { .. }) => {
-            eprintln!("no Hopper GPU here: part of it is emulated");
-            Device::emulated_hopper().unwrap()
-        }
-        Err(other) => panic!("{other}"),
-    }
-}
 
 /// All of them on a GPU, the first few where it is emulated.
 fn some<T: Clone>(device: &Device, all: &[T], few: usize) -> Vec<T> {

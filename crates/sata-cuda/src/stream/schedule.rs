@@ -65,12 +65,14 @@ fn parts(chunks: usize, length: usize, units: usize, residents: usize) -> usize 
 }
 
 impl Schedule {
+    /// Cuts so that as many units as the device has room for, where sums are made and where they are
+    /// read, are busy.
     pub(super) fn new(
         problem: &Problem<'_>,
         shape: &Shape,
         windows: &[window::Sequence],
         asked: Option<usize>,
-        residents: usize,
+        [summing, residents]: [usize; 2],
     ) -> Self {
         let chunk = shape.chunk();
         let units = problem.sequences.len() * problem.kv_heads;
@@ -97,7 +99,7 @@ impl Schedule {
                 Some(tokens) => ((tokens / chunk).max(1), 2),
                 None => {
                     let length = cut(chunks, chunk, units, residents, SUMMING);
-                    (length, parts(chunks, length, units, residents))
+                    (length, parts(chunks, length, units, summing))
                 }
             };
             let first = all.ends.len();
