@@ -210,8 +210,8 @@ DEV void write_ones(u8* plane) {
     for (int i = int(threadIdx.x) % 32; i < PIECE; i += 32) *reinterpret_cast<uint4*>(plane + i * 16) = make_uint4(0x3f80u, 0, 0, 0);
 }
 
-// Copies every second piece of begin ... end-1 for sums, by one of two warps. A piece is weighed to the token where `to(piece)`
-// says, and brings what is left of the sums before it if `from(piece)` says from where.
+// Copies every second piece of begin ... end-1 for sums, by one of two warps. With decay range(first, from, to) says to which
+// token a piece is weighed, and from where sums before it fade: `from` is -1 where there are none.
 template <class Range>
 DEV void copy_for_sums(const Stream& p, const Walk& w, u8* at, int which, int begin, int end, Range range) {
     const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;

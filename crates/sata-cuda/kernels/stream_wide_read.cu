@@ -525,6 +525,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) stream_wide_read(const __gr
     }
     proxy_fence();
     __syncthreads();
+    // A thread of each warpgroup has 128 registers to begin with.
     if (group == 0) {
         fewer_registers<64>();
         if (warp == 0) {

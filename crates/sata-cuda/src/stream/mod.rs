@@ -5,6 +5,9 @@
 //! 2. Each segment: queries read the sums before their chunk, keys since are weighed one by one,
 //!    the chunk's keys are added (`stream_read.cu`).
 //!
+//! Keys of 32 have kernels of their own, for Hopper's `wgmma` (`stream_wide_sums.cu`,
+//! `stream_wide_read.cu`): orders up to 2.
+//!
 //! Sums are f32; features and what queries read are bf16, as inputs and outputs are.
 
 mod params;

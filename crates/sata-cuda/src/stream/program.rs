@@ -1,5 +1,5 @@
-//! The features of the streaming kernels (`stream.cuh`): monomials eight at a time, each the one
-//! before with all indices moved on by one.
+//! The features of the streaming kernels (`stream.cuh`, `stream_wide.cuh`): monomials eight at a
+//! time, each the one before with all indices moved on by one.
 
 use std::collections::HashMap;
 use std::fmt::Write;
