@@ -156,11 +156,16 @@ fn begun(plan: &Plan, case: &Case, storage: Storage) -> Result<State, Error> {
 fn prefill<E: Element>(device: &Device, case: &Case) -> Result<(), Error> {
     for (form, tokens) in [(None, case.tokens), (Some(Form::Direct), 200), (Some(Form::State), 300)]
     {
-        let mut plan = Plan::new(device, &case.spec)?;
-        if let Some(form) = form {
-            plan = plan.with_form(form);
-        }
+        let plan = || -> Result<Plan, Error> {
+            let plan = Plan::new(device, &case.spec)?;
+            Ok(match form {
+                Some(form) => plan.with_form(form),
+                None => plan,
+            })
+        };
         let mut inputs = Inputs::<E>::new(device, case, tokens)?;
+        inputs.run(&plan()?.with_unproven_kernels(), true, false, None)?;
+        let plan = plan()?;
         inputs.run(&plan, true, false, None)?;
         inputs.run(&plan, true, true, Some(&mut begun(&plan, case, Storage::of(&case.spec))?))?;
         if case.spec.near() == Near::None {

@@ -65,6 +65,14 @@ impl Plan {
         self
     }
 
+    /// The same plan, which may also choose kernels that pass their tests on the emulated GPU, but
+    /// have not been run on a real one as they are: prefill at d_key = 32 in one pass
+    /// (`stream_wide.cuh`), on Hopper, where its forerunner took half the time.
+    pub fn with_unproven_kernels(mut self) -> Self {
+        self.wish.unproven = true;
+        self
+    }
+
     /// What was asked for of how calls are computed.
     pub(crate) fn wish(&self) -> Wish {
         self.wish

@@ -67,7 +67,7 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
         }
     };
     let capability = problem.device.properties().capability;
-    (if wide { capability == (9, 0) } else { capability >= (8, 0) })
+    (if wide { wish.unproven && capability == (9, 0) } else { capability >= (8, 0) })
         && problem.element == "bf16"
         && problem.causal
         && problem.past.is_none()
