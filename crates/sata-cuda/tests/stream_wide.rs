@@ -42,10 +42,11 @@ fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade,
     let (again, _) = run(&plan, inputs, fade, true);
     let bits = |y: &[bf16]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
     assert!(bits(&y) == bits(&again), "two runs differ: {what}");
-    // Other kernels round otherwise: these are not those.
+    // Other kernels round otherwise, where there is enough to round: these are not those.
     let other = Plan::new(device, &spec).unwrap().with_chunk(segment);
     let (other, _) = run(&other, inputs, fade, true);
-    assert!(bits(&y) != bits(&other), "not computed in one pass: {what}");
+    let tells = inputs.sizes.queries > 64;
+    assert!(!tells || bits(&y) != bits(&other), "not computed in one pass: {what}");
 }
 
 fn sizes(tokens: usize, d: usize) -> Sizes {
