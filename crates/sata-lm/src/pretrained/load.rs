@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::bert::{Bert, BertConfig};
 use super::error::PretrainedError;
-use super::gguf::Gguf;
+use super::gguf::{Gguf, MAGIC};
 use super::llama::{Llama, LlamaConfig};
 use super::safe::SafeTensorsFile;
 use super::tokenizer::TextTokenizer;
@@ -39,7 +39,11 @@ impl Pretrained {
     /// Whether `path` looks like such a model: a GGUF file, a folder with one, or a folder with a
     /// `config.json` that names a `model_type`.
     pub fn is_at(path: &Path) -> bool {
-        if path.is_file() || matches!(gguf_in(path), Ok(Some(_))) {
+        if path.is_file() {
+            return path.extension().is_some_and(|ending| ending == ENDING) || begins_as_gguf(path);
+        }
+        // Two such files are an error that loading tells.
+        if !matches!(gguf_in(path), Ok(None)) {
             return true;
         }
         let config = std::fs::read(path.join(CONFIG_FILE));
@@ -115,6 +119,14 @@ impl Pretrained {
             }),
         }
     }
+}
+
+/// Whether a file's first bytes are those of a GGUF file.
+fn begins_as_gguf(path: &Path) -> bool {
+    use std::io::Read;
+    let mut first = [0; MAGIC.len()];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    read.is_ok() && first == *MAGIC
 }
 
 /// The only GGUF file of a folder.
