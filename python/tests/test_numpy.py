@@ -1,6 +1,7 @@
 """NumPy arrays, and what needs no torch: types, strides, specs, states, costs, wrong input, threads."""
 
 import copy
+import pathlib
 import pickle
 import threading
 
@@ -241,6 +242,24 @@ def test_diagnostics():
 def wrong(kind, match, *arguments, **options):
     with pytest.raises(kind, match=match):
         sata.attention(*arguments, **options)
+
+
+def test_states_of_the_program_are_states_here(tmp_path):
+    data = pathlib.Path(__file__).parent / "data"
+    whole = np.load(data / "continued.npz")
+    state = sata.State.load(data / "past.safetensors")
+    assert state.positions == [41]
+    rest = [whole[name][None, :, 41:] for name in ("q", "k", "v", "log_gates")]
+    y = sata.attention(*rest[:3], log_gates=rest[3], is_causal=True, state=state)
+    np.testing.assert_allclose(y[0], whole["y"][:, 41:], rtol=0, atol=2e-6)
+    # And one made here is the same file.
+    spec = state.spec
+    own = sata.State(spec, kv_heads=1)
+    past = [whole[name][None, :, :41] for name in ("q", "k", "v", "log_gates")]
+    y = sata.attention(*past[:3], log_gates=past[3], is_causal=True, state=own)
+    np.testing.assert_allclose(y[0], whole["y"][:, :41], rtol=0, atol=2e-6)
+    sata.State.load(data / "past.safetensors").save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (data / "past.safetensors").read_bytes()
 
 
 def test_wrong_arrays():

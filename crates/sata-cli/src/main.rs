@@ -18,6 +18,7 @@ mod near;
 mod numbers;
 mod output;
 mod plot;
+mod pretrained;
 mod progress;
 mod recall;
 mod reproduce;
@@ -69,6 +70,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Compare trained models: their curves, and bits per byte near and far
     Compare(compare::CompareArgs),
+    /// Choose an attention for every head of a model that already exists, under a budget of memory
+    Calibrate(pretrained::calibrate::CalibrateArgs),
     /// Measure a model: bits per byte by position, recall of pairs, needles in a text
     Eval(eval::EvalArgs),
     /// Measure this machine
@@ -111,6 +114,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Reproduce(args) => reproduce::run(args),
         Command::Corpus(args) => corpus::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Calibrate(args) => pretrained::calibrate::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),

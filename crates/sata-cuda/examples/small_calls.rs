@@ -106,6 +106,32 @@ fn cases() -> Vec<Case> {
         add(&format!("wide pairs backward d={d}"), Backward, Bf16, recipe(), 200, None, pairs);
         add(&format!("wide sums backward d={d}"), Backward, Bf16, recipe(), 700, Some(192), chunks);
     }
+    // Few orders, for which there is little or nothing to sum.
+    for (d, terms) in [(8, 1), (8, 2), (16, 1), (16, 2), (32, 1), (32, 2), (64, 1)] {
+        let spec = || Spec::new(d, d).terms(terms).block(16);
+        let recipe = || spec().near(Near::Blocks(1)).decay(Decay::Gates);
+        let name = |what: &str| format!("few orders {what} d={d} P={terms}");
+        add(&name("forward"), Forward, Bf16, spec(), 700, None, None);
+        add(&name("forward near gates"), Forward, Bf16, recipe(), 700, None, None);
+        add(&name("backward"), Backward, Bf16, spec(), 300, None, None);
+        add(&name("backward near gates"), Backward, Bf16, recipe(), 300, None, None);
+    }
+    // Gates that leave nothing of what came before, here and there.
+    for d in [8, 16, 32, 64] {
+        let spec = || Spec::new(d, d).block(16).decay(Decay::Gates);
+        let name = |what: &str| format!("closed gates {what} d={d}");
+        let all = || spec().near(Near::Blocks(1 << 20)).terms(1);
+        let recipe = || spec().near(Near::Blocks(1)).terms(3);
+        let far = || spec().series(Series::power(2));
+        for (kind, spec) in [("softmax", all()), ("near", recipe()), ("far", far())] {
+            add(&name(&format!("{kind} forward")), Forward, Bf16, spec.clone(), 700, None, None);
+            add(&name(&format!("{kind} backward")), Backward, Bf16, spec, 300, None, None);
+        }
+        if d >= 32 {
+            add(&name("chunks forward"), Forward, Bf16, recipe(), 700, Some(192), chunks);
+            add(&name("sums backward"), Backward, Bf16, recipe(), 700, Some(192), chunks);
+        }
+    }
     let near = || Spec::new(6, 5).terms(4).block(16).near(Near::Blocks(1)).sinks(2);
     add("generic forward f32", Forward, F32, near(), 300, None, None);
     add("generic forward f16 slopes", Forward, F16, near().decay(Decay::Slopes), 300, None, None);
@@ -156,7 +182,7 @@ impl<E: Element> Inputs<E> {
     fn new(
         device: &Device,
         spec: &Spec,
-        tokens: usize,
+        (tokens, closed): (usize, bool),
         rng: &mut StdRng,
     ) -> Result<Self, Anything> {
         let (dk, dv) = (spec.d_key(), spec.d_value());
@@ -172,8 +198,12 @@ impl<E: Element> Inputs<E> {
             (0..n).map(|_| E::from_compute(rng.random_range(-1.5f32..1.5))).collect()
         };
         let [q, k, v] = [0, 1, 2].map(|i| draw(shapes[i].iter().product()));
-        let gates: Vec<f32> =
-            (0..HEADS * tokens).map(|_| rng.random_range(-0.05f32..0.0)).collect();
+        let gates: Vec<f32> = (0..HEADS * tokens)
+            .map(|_| match closed && rng.random_range(0..10) == 0 {
+                true => rng.random_range(-200f32..0.0),
+                false => rng.random_range(-0.05f32..0.0),
+            })
+            .collect();
         let nan = vec![E::from_compute(f32::NAN); shapes[4].iter().product()];
         Ok(Inputs {
             q: Buffer::from_slice(device, &q)?,
@@ -220,9 +250,10 @@ fn run<E: Element>(case: &Case, device: &Device) -> Result<bool, Anything> {
     }
     let mut rng = StdRng::seed_from_u64(7);
     let n = case.tokens;
+    let closed = case.name.starts_with("closed");
     match case.what {
         What::Forward | What::Packed | What::Full | What::Continued => {
-            let mut inputs = Inputs::<E>::new(device, &spec, n, &mut rng)?;
+            let mut inputs = Inputs::<E>::new(device, &spec, (n, closed), &mut rng)?;
             let mut y = Buffer::<E>::from_slice(device, &inputs.y.to_vec()?)?;
             let [q, k, v] = inputs.views()?;
             let full = matches!(case.what, What::Full);
@@ -244,8 +275,8 @@ fn run<E: Element>(case: &Case, device: &Device) -> Result<bool, Anything> {
             finite(&inputs.y)
         }
         What::Backward => {
-            let inputs = Inputs::<E>::new(device, &spec, n, &mut rng)?;
-            let dy = Inputs::<E>::new(device, &spec, n, &mut rng)?;
+            let inputs = Inputs::<E>::new(device, &spec, (n, closed), &mut rng)?;
+            let dy = Inputs::<E>::new(device, &spec, (n, closed), &mut rng)?;
             let (of_q, of_v) = (inputs.shapes[0], inputs.shapes[4]);
             // Upstream gradients are drawn as queries are.
             let dy: Vec<E> =
@@ -281,7 +312,7 @@ fn run<E: Element>(case: &Case, device: &Device) -> Result<bool, Anything> {
             let slots = Buffer::from_slice(device, &[2u32])?;
             let mut all = true;
             for _ in 0..n {
-                let mut inputs = Inputs::<E>::new(device, &spec, 1, &mut rng)?;
+                let mut inputs = Inputs::<E>::new(device, &spec, (1, closed), &mut rng)?;
                 let [q, k, v] = inputs.views()?;
                 let mut step = Step::new(q, k, v).slots(&slots);
                 if spec.decay() == Decay::Gates {

@@ -71,6 +71,7 @@ DEV void copy_16(void* to, const void* from, bool is) {
     if (is) memcpy(to, from, 16);
 }
 DEV void copy_16_wait() {}
+DEV void proxy_fence() {}
 DEV void group_sync(int id, int threads) { ::emu::barrier(unsigned(id), unsigned(threads), 0, false, true); }
 // In hardware no warp of a warpgroup goes ahead of the matrix instructions that the others take part in.
 DEV void group_arrive(u32 bar) {

@@ -27,7 +27,8 @@ DEVICE void make_columns(const Place& u, S& s, int chunk, int buffer, bool sums_
     if constexpr (LOGS) {
         spread<CHUNK>([&](int i) {
             f32 log = NEAR ? -s.of_queries[buffer][2][i] * LOG2_E : 0.0f;
-            if (chunk * CHUNK + i < u.at.tokens) log += log_of(s.g[buffer], i);
+            // After the last token there is nothing, however much keys have faded since the chunk's first.
+            log = chunk * CHUNK + i < u.at.tokens ? log + log_of(s.g[buffer], i) : -1e30f;
             s.logs[i] = log;
             s.by[i] = exp2_of(log);
         });

@@ -21,6 +21,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "decode_types.cuh",
     "generic.cuh",
     "hopper.cuh",
+    "hopper_device.cuh",
     "hopper_emulated.cuh",
     "hopper_mma.cuh",
     "mma.cuh",
@@ -32,6 +33,9 @@ const HEADERS: &[(&str, &str)] = headers![
     "stream_backward_fetch.cuh",
     "stream_backward_pairs.cuh",
     "stream_backward_tables.cuh",
+    "stream_scan.cuh",
+    "stream_types.cuh",
+    "stream_wide.cuh",
 ];
 
 /// A kernel file with its defines: what is compiled, loaded and cached as one.

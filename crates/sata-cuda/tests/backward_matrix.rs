@@ -48,7 +48,10 @@ fn check(rng: &mut StdRng, case: Case) {
     let inputs = Inputs::<f32>::new(rng, sizes).gain(case.gain);
     let inputs = if rng.random_bool(0.3) { inputs.masked(rng) } else { inputs };
     let inputs = inputs.to::<bf16>();
-    let fade = Fade::new(rng, case.decay, sizes);
+    let fade = match case.decay {
+        Decay::Gates if rng.random_bool(0.3) => Fade::closing(rng, sizes),
+        decay => Fade::new(rng, decay, sizes),
+    };
     let (near, block, sinks) = case.near;
     let spec = spec(sizes, &case.series, case.terms)
         .near(near)

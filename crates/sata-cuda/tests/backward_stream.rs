@@ -47,9 +47,13 @@ fn case(tokens: usize, dims: [usize; 2]) -> Case {
 }
 
 fn check(rng: &mut StdRng, case: &Case) {
+    let fade = Fade::new(rng, case.decay, case.sizes);
+    check_fading(rng, case, &fade);
+}
+
+fn check_fading(rng: &mut StdRng, case: &Case, fade: &Fade) {
     let Case { sizes, .. } = *case;
     let inputs = Inputs::<f32>::new(rng, sizes).gain(0.5).to::<bf16>();
-    let fade = Fade::new(rng, case.decay, sizes);
     let spec = spec(sizes, &case.series, case.terms)
         .near(case.near)
         .block(case.block)
@@ -57,10 +61,10 @@ fn check(rng: &mut StdRng, case: &Case) {
         .build()
         .unwrap();
     let dy = normal::<bf16>(rng, sizes.y().iter().product());
-    let want = truth(&spec, &inputs.to::<f32>(), &fade, true, &f64s(&dy));
+    let want = truth(&spec, &inputs.to::<f32>(), fade, true, &f64s(&dy));
     let plan = Plan::new(&device(), &spec).unwrap().with_chunk(case.chunk);
-    let got = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
-    let what = describe(&spec, &inputs, &fade, true, "backward");
+    let got = gradients::<bf16>(&plan, &inputs, fade, true, &dy);
+    let what = describe(&spec, &inputs, fade, true, "backward");
     let what = format!("{what}, cut every {}", case.chunk);
     let names = ["dq", "dk", "dv", "dlog_gates", "dslopes"];
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
@@ -74,11 +78,11 @@ fn check(rng: &mut StdRng, case: &Case) {
             "{name} is off by {error:e}, of {size:e}: {what}"
         );
     }
-    let again = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
+    let again = gradients::<bf16>(&plan, &inputs, fade, true, &dy);
     assert_eq!(bits(&got), bits(&again), "another run differs: {what}");
     // The kernels for all else give something else: these are not those.
     let generic = Plan::new(&device(), &spec).unwrap().without_matrix_units();
-    let generic = gradients::<bf16>(&generic, &inputs, &fade, true, &dy);
+    let generic = gradients::<bf16>(&generic, &inputs, fade, true, &dy);
     assert_ne!(bits(&got), bits(&generic), "not computed by matrix units: {what}");
 }
 
@@ -104,6 +108,19 @@ fn decays() {
     for decay in [Decay::Slopes, Decay::Gates] {
         check(&mut rng, &Case { decay, chunk: 64, ..case(150, [8, 8]) });
         check(&mut rng, &Case { decay, chunk: 128, ..case(150, [16, 16]) });
+    }
+}
+
+#[test]
+fn gates_that_close() {
+    let mut rng = rng();
+    for near in [Near::None, Near::Blocks(1)] {
+        for (tokens, d, chunk) in [(150, 8, 64), (200, 16, 128)] {
+            let decay = Decay::Gates;
+            let case = Case { terms: 3, near, decay, chunk, ..case(tokens, [d, d]) };
+            let fade = Fade::closing(&mut rng, case.sizes);
+            check_fading(&mut rng, &case, &fade);
+        }
     }
 }
 

@@ -7,21 +7,10 @@ mod gpu;
 
 use common::truth::truth;
 use common::{Fade, Inputs, Sizes, f64s, rng};
-use gpu::{OnDevice, blank, feed, run};
+use gpu::{OnDevice, blank, feed, hopper, run};
 use half::bf16;
 use sata::{Decay, Form, Near, Series, Spec, SpecBuilder};
 use sata_cuda::{Device, Error, Plan, State};
-
-fn hopper() -> Device {
-    match Device::new(0) {
-        Ok(device) if device.properties().capability == (9, 0) => device,
-        Ok(_) | Err(Error::NoDriver { .. } | Error::NoDevice { .. }) => {
-            eprintln!("no Hopper GPU here: part of it is emulated");
-            Device::emulated_hopper().unwrap()
-        }
-        Err(other) => panic!("{other}"),
-    }
-}
 
 /// All of them on a GPU, the first few where it is emulated.
 fn some<T: Clone>(device: &Device, all: &[T], few: usize) -> Vec<T> {
@@ -78,6 +67,18 @@ fn check(
 
 fn sizes(tokens: usize, d: usize) -> Sizes {
     Sizes { kv_heads: 2, ..Sizes::self_attention(tokens, d, d) }
+}
+
+#[test]
+fn gates_that_close() {
+    let device = hopper();
+    let mut rng = rng();
+    for near in [Near::None, Near::Blocks(1)] {
+        let s = sizes(203, 32);
+        let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+        let fade = Fade::closing(&mut rng, s);
+        check(&device, Spec::new(32, 32).terms(3).near(near).block(16), &inputs, &fade, true, 64);
+    }
 }
 
 #[test]

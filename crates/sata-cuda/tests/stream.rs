@@ -48,6 +48,20 @@ fn sizes(tokens: usize, d: usize) -> Sizes {
 }
 
 #[test]
+fn gates_that_close() {
+    let device = device();
+    let mut rng = rng();
+    for near in [Near::None, Near::Blocks(1)] {
+        for d in [8, 16] {
+            let s = sizes(203, d);
+            let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+            let fade = Fade::closing(&mut rng, s);
+            check(&device, Spec::new(d, d).terms(3).near(near).block(16), &inputs, &fade, 64);
+        }
+    }
+}
+
+#[test]
 fn head_sizes_and_terms() {
     let device = device();
     let mut rng = rng();

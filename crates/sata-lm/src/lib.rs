@@ -6,6 +6,7 @@ mod config;
 pub mod eval;
 pub mod infer;
 mod model;
+pub mod pretrained;
 mod shipped;
 mod tokenizer;
 pub mod train;

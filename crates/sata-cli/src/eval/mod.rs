@@ -17,6 +17,7 @@ use sata_lm::infer::{Sampling, Session};
 use crate::failure::{Failure, Outcome};
 use crate::output::{say, say_json};
 use crate::plot;
+use crate::pretrained;
 use crate::progress::Progress;
 pub use input::Input;
 use report::Report;
@@ -28,22 +29,33 @@ use report::Report;
 /// no more before them than in training.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Folder with config.json, model.safetensors and tokenizer.json; the model that comes with the
-    /// program if left away
+    /// Folder with config.json, model.safetensors and tokenizer.json, or a GGUF file or a folder with
+    /// one; the model that comes with the program if left away
     #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    pub model: Option<PathBuf>,
     /// Text files, UTF-8, or folders, of which all .txt files are taken
     #[arg(long, value_name = "PATHS", num_args = 1.., required = true)]
-    text: Vec<PathBuf>,
-    /// Tokens of a sequence in training [default: what the folder's training.json says]
+    pub text: Vec<PathBuf>,
+    /// Tokens of a sequence in training [default: what the folder's training.json says]; for a model
+    /// that already existed, tokens of a passage [default: the model's own context]
     #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    pub context: Option<usize>,
     /// Tokens to read in one pass [default: 64 times the context, or all the text if shorter]
     #[arg(long, value_name = "N")]
     positions: Option<usize>,
     /// Passes at most, over stretches that do not overlap
     #[arg(long, value_name = "N", default_value_t = 4)]
-    passes: usize,
+    pub passes: usize,
+    /// For a model that already existed: attentions to compare with softmax, `auto` for one chosen by the
+    /// text's first tokens, or see `sata generate --help`
+    #[arg(long, value_name = "SPEC", num_args = 1..)]
+    pub attention: Vec<String>,
+    /// A file of `sata calibrate`, whose calibration serves attentions that have none
+    #[arg(long, value_name = "SPEC.json", requires = "attention")]
+    pub calibration: Option<PathBuf>,
+    /// Positions to report, FROM-TO [default: by powers of two]
+    #[arg(long, value_name = "FROM-TO,…", value_delimiter = ',', requires = "attention")]
+    pub ranges: Vec<String>,
     /// Also ask for values of random pairs of words
     #[arg(long)]
     recall: bool,
@@ -65,10 +77,10 @@ pub struct EvalArgs {
     seed: u64,
     /// Print JSON instead of tables
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     /// Write a plot of bits per byte against position, .svg or .png
     #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    pub svg: Option<PathBuf>,
 }
 
 /// Questions of one text of pairs, at most.
@@ -90,6 +102,15 @@ impl From<EvalError> for Failure {
 /// # Errors
 /// A model or text that cannot be read or is too short, settings that cannot be.
 pub fn run(args: &EvalArgs) -> Outcome {
+    if pretrained::is_at(args.model.as_deref()) {
+        return pretrained::eval::run(args);
+    }
+    if !args.attention.is_empty() {
+        return Err(Failure::new(
+            "--attention is for models that already existed: what attention a model \
+             of `sata train` has is in its configuration",
+        ));
+    }
     if let Some(path) = &args.svg {
         plot::check(path, "--svg")?;
     }

@@ -16,7 +16,7 @@ use sata_lm::infer::Session;
 use crate::failure::{Failure, Outcome};
 use crate::numbers::{count, size};
 use crate::output::say_json;
-use crate::{interrupt, machine};
+use crate::{interrupt, machine, pretrained};
 use sampling::SamplingArgs;
 use setup::Setup;
 use stats::{Meter, Stats};
@@ -26,10 +26,13 @@ use text::Text;
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
 pub struct GenerateArgs {
-    /// Folder with config.json, model.safetensors and tokenizer.json; the model that comes with the
-    /// program if left away
+    /// Folder with config.json, model.safetensors and tokenizer.json, or a GGUF file or a folder with
+    /// one; the model that comes with the program if left away
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Attention for a model that already existed, see below
+    #[arg(long, value_name = "SPEC")]
+    pub attention: Option<String>,
     /// The text to go on with [default: "CHAPTER I" and an empty line; with --resume nothing more]
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<OsString>,
@@ -82,7 +85,18 @@ session does not depend on the length of its text, unless the model's attention 
 Ctrl-C stops after the token being written, saves the session and prints what was asked for; the exit
 code is then 130, with --forever 0. While the prompt is being read it ends with 130 and saves nothing.
 A reader that goes away (`| head`) ends it likewise, with 0. A
-second Ctrl-C ends it at once, and nothing is saved.";
+second Ctrl-C ends it at once, and nothing is saved.
+
+A model that already existed (GGUF, or config.json with a model_type) needs --attention: softmax, a file of
+`sata calibrate`, or KIND:NUMBER with options, as in gauss:4,near=1,sinks=4.
+  window:N             the query's own block and N before it, nothing else
+  taylor:P, gauss:P, hermite:P, power:P   that series for all that is not near
+  groups:N             N groups of tokens for it, with one mean key and value each
+  mixed:R              gauss with four terms in R directions, a line in the others; calibrated files only
+  near=N block=N sinks=N   what is exact
+  kept=N               far tokens with the largest keys stay exact too (window, groups and mixed)
+Its positions go on past the context that it was trained on; how well that does, its position embedding
+decides. --resume and --save-session are for models of `sata train`.";
 
 /// Runs `sata generate`.
 ///
@@ -92,6 +106,15 @@ second Ctrl-C ends it at once, and nothing is saved.";
 pub fn run(args: &GenerateArgs) -> Outcome {
     let began = Instant::now();
     machine::set_threads(args.threads)?;
+    if pretrained::is_at(args.model.as_deref()) {
+        return pretrained::generate::run(args);
+    }
+    if args.attention.is_some() {
+        return Err(Failure::new(
+            "--attention is for models that already existed: what attention a model \
+             of `sata train` has is in its configuration",
+        ));
+    }
     let Setup { mut session, tokenizer, prompt } = Setup::new(args)?;
     let mut text = Text::new(&tokenizer, session.unfinished(), args.json)?;
     let stop = interrupt::flag()?;

@@ -6,6 +6,7 @@ pub(crate) mod exact;
 pub(crate) mod head;
 mod heat;
 pub(crate) mod input;
+mod live;
 pub(crate) mod measure;
 mod page;
 mod report;
@@ -46,8 +47,18 @@ key/value head: far sums with their compensation, raw tokens of open blocks and 
 pub struct InspectArgs {
     /// A safetensors file with tensors PREFIX.q, PREFIX.k, PREFIX.v of each layer, each
     /// [heads, tokens, dim] or [batch, heads, tokens, dim]; rotary embedding already applied
-    #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "model")]
+    input: Option<PathBuf>,
+    /// Instead of a file: a model that reads --text with softmax; a GGUF file, or a folder with one or
+    /// with config.json, model.safetensors and tokenizer.json
+    #[arg(long, value_name = "DIR", conflicts_with = "input", requires = "text")]
+    model: Option<PathBuf>,
+    /// Text files, UTF-8, or folders, of which all .txt files are taken
+    #[arg(long, value_name = "PATHS", num_args = 1.., requires = "model")]
+    text: Vec<PathBuf>,
+    /// First tokens of the text to read [default: 1,024; an encoder as many as it takes]
+    #[arg(long, value_name = "N", value_parser = size, requires = "model")]
+    context: Option<usize>,
     /// Layers to look at [default: all in the file]
     #[arg(long, value_delimiter = ',', value_name = "PREFIX,…")]
     prefixes: Option<Vec<String>>,
@@ -148,20 +159,17 @@ pub fn run(args: &InspectArgs) -> Outcome {
 }
 
 fn inspect<E: Number>(args: &InspectArgs, dtype: Dtype) -> Outcome<Report> {
-    let file = SafeFile::open(&args.input).map_err(|failure| failure.context("--input"))?;
-    let (causal, causal_by) = causal(args, &file)?;
-    let near = near(args, causal)?;
-    let all = candidates(&args.series, &args.terms, &near)?;
     if let Some(scale) = args.scale.filter(|scale| !scale.is_finite()) {
         return Err(Failure::new(format!("--scale is {scale}, but it must be finite")));
     }
+    let Source { name, causal, causal_by, layers: found } = source(args, dtype)?;
+    let near = near(args, causal)?;
+    let all = candidates(&args.series, &args.terms, &near)?;
     let mut layers = vec![];
-    for prefix in chosen(args, &file)? {
-        let layer = Layer::read(&file, &prefix, causal, dtype)?;
+    for layer in found {
         let sample = Sample::new(layer.shapes[0][2], args.from, args.queries, causal)?;
         layers.push((layer, sample));
     }
-    drop(file);
     let window = Window { block: args.block, sinks: args.sinks };
     let budget = Budget { max_error: args.max_error, max_state: args.max_state };
     let task = Task { candidates: &all, window, scale: args.scale, causal };
@@ -182,7 +190,7 @@ fn inspect<E: Number>(args: &InspectArgs, dtype: Dtype) -> Outcome<Report> {
     let size = recommended_size(&reports, size_of::<E::Compute>());
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
-        input: args.input.display().to_string(),
+        input: name,
         causal,
         causal_by,
         dtype: dtype.name(),
@@ -199,8 +207,47 @@ fn inspect<E: Number>(args: &InspectArgs, dtype: Dtype) -> Outcome<Report> {
     })
 }
 
+/// What is looked at.
+struct Source {
+    name: String,
+    causal: bool,
+    causal_by: &'static str,
+    layers: Vec<Layer>,
+}
+
+/// The file's layers, or the model's.
+fn source(args: &InspectArgs, dtype: Dtype) -> Outcome<Source> {
+    if let Some(model) = &args.model {
+        let live = live::live(model, &args.text, args.context)?;
+        let asked = args.causal || args.full;
+        let mut layers = live.layers;
+        if let Some(prefixes) = &args.prefixes {
+            let there: Vec<String> = layers.iter().map(|layer| layer.prefix.clone()).collect();
+            let chosen = chosen(prefixes, &there, &model.display().to_string())?;
+            layers.retain(|layer| chosen.contains(&layer.prefix));
+        }
+        let causal = if asked { args.causal } else { live.causal };
+        let causal_by = if asked { "as asked" } else { "the model is so" };
+        return Ok(Source { name: model.display().to_string(), causal, causal_by, layers });
+    }
+    let Some(input) = &args.input else {
+        return Err(Failure::new("--input or --model is needed"));
+    };
+    let name = input.display().to_string();
+    let file = SafeFile::open(input).map_err(|failure| failure.context("--input"))?;
+    let (causal, causal_by) = causal(args, &file, &name)?;
+    let there = prefixes(&file)?;
+    let chosen = match &args.prefixes {
+        Some(asked) => chosen(asked, &there, &name)?,
+        None => there,
+    };
+    let read = |prefix: &String| Layer::read(&file, prefix, causal, dtype);
+    let layers = chosen.iter().map(read).collect::<Outcome<Vec<Layer>>>()?;
+    Ok(Source { name, causal, causal_by, layers })
+}
+
 /// Whether attention is causal, and who says so.
-fn causal(args: &InspectArgs, file: &SafeFile) -> Outcome<(bool, &'static str)> {
+fn causal(args: &InspectArgs, file: &SafeFile, name: &str) -> Outcome<(bool, &'static str)> {
     if args.causal || args.full {
         return Ok((args.causal, "as asked"));
     }
@@ -208,8 +255,7 @@ fn causal(args: &InspectArgs, file: &SafeFile) -> Outcome<(bool, &'static str)> 
         Some("true") => Ok((true, "the file says so")),
         Some("false") => Ok((false, "the file says so")),
         Some(other) => Err(Failure::new(format!(
-            "{}: its metadata has causal = \"{other}\", which is neither true nor false",
-            args.input.display()
+            "{name}: its metadata has causal = \"{other}\", which is neither true nor false"
         ))
         .hint("--causal or --full decides instead")),
         None => Ok((true, "nothing says so: --full otherwise")),
@@ -235,11 +281,7 @@ fn near(args: &InspectArgs, causal: bool) -> Outcome<Vec<Option<usize>>> {
 }
 
 /// The layers to look at, each once.
-fn chosen(args: &InspectArgs, file: &SafeFile) -> Outcome<Vec<String>> {
-    let there = prefixes(file)?;
-    let Some(asked) = &args.prefixes else {
-        return Ok(there);
-    };
+fn chosen(asked: &[String], there: &[String], name: &str) -> Outcome<Vec<String>> {
     let mut chosen: Vec<String> = vec![];
     for prefix in asked {
         if prefix.is_empty() {
@@ -248,8 +290,7 @@ fn chosen(args: &InspectArgs, file: &SafeFile) -> Outcome<Vec<String>> {
         }
         if !there.contains(prefix) {
             return Err(Failure::new(format!(
-                "--prefixes names {prefix}, but {} has no tensor {prefix}.q; it has layers {}",
-                args.input.display(),
+                "--prefixes names {prefix}, but {name} has no tensor {prefix}.q; it has layers {}",
                 there.join(", ")
             )));
         }

@@ -170,7 +170,7 @@ impl Shape {
         let all: &[[usize; 3]] = match (self.sizes.d_key, self.sizes.columns()) {
             // A head has too few features to be one's work for its whole length.
             (0..32, _) => &[],
-            (_, 0..=40) => &[[3, 3, 3], [3, 1, 1]],
+            (_, 0..=40) => &[[4, 2, 2], [3, 1, 1]],
             // Three tiles do not fit registers, and two reach no more than sums of chunks do.
             _ if self.sizes.has(3) && or_scan => &[],
             _ if self.sizes.has(3) => &[[3, 2, 1], [3, 1, 1]],

@@ -24,9 +24,14 @@ use crate::{Buffer, Device, Error, Kernel, Launch, Plan, RawView};
 use params::{Chains, Stream};
 use program::{Program, multiplicities};
 use schedule::Schedule;
-use units::Shape;
+pub(crate) use schedule::cut;
+use units::{Blocks, Shape, WIDE};
 
 const MOST_ORDER: usize = 4;
+/// The same, and values at most, of the keys that `wgmma` is for; blocks are pieces of so many tokens.
+const WIDE_ORDER: usize = 2;
+const WIDE_VALUE: usize = 32;
+const WIDE_PIECE: usize = 64;
 /// The longest sequence.
 const MOST_TOKENS: usize = 1 << 30;
 /// Sequences, and key/value heads, at most.
@@ -48,23 +53,28 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
         x.address.is_multiple_of(2 * by as u64)
             && [x.batch, x.head, x.token].iter().all(|stride| stride % by == 0)
     };
+    let wide = d_key == WIDE;
+    let (most_order, most_value) =
+        if wide { (WIDE_ORDER, WIDE_VALUE) } else { (MOST_ORDER, 2 * d_key) };
     let near = match spec.near() {
         Near::None => true,
         Near::Blocks(n) => {
-            spec.block().is_multiple_of(16) && (n + 1).saturating_mul(spec.block()) <= MOST_NEAR
+            spec.block().is_multiple_of(if wide { WIDE_PIECE } else { 16 })
+                && (n + 1).saturating_mul(spec.block()) <= MOST_NEAR
         }
     };
-    problem.device.properties().capability >= (8, 0)
+    let capability = problem.device.properties().capability;
+    (if wide { capability == (9, 0) } else { capability >= (8, 0) })
         && problem.element == "bf16"
         && problem.causal
         && problem.past.is_none()
         && problem.mask.is_none()
         && spec.sinks() == 0
-        && [8, 16].contains(&d_key)
+        && [8, 16, WIDE].contains(&d_key)
         && d_value % 8 == 0
-        && d_value <= 2 * d_key
+        && d_value <= most_value
         && spec.coefficients().is_some()
-        && spec.orders().iter().all(|&order| order <= MOST_ORDER)
+        && spec.orders().iter().all(|&order| order <= most_order)
         && near
         && aligned(&problem.q, 8)
         && aligned(&problem.k, 8)
@@ -96,7 +106,10 @@ fn shape(problem: &Problem<'_>) -> Shape {
         terms: spec.terms(),
         fades: problem.fades(),
         near: problem.near() >= 0,
-        program: Program::new(spec.d_key(), &spec.orders()),
+        program: match spec.d_key() {
+            WIDE => Program::wide(),
+            d_key => Program::new(d_key, &spec.orders()),
+        },
         takes: false,
         gives: false,
     }
@@ -128,12 +141,16 @@ impl Tables {
         let factors: Vec<f64> = coefficients.iter().enumerate().map(factor).collect();
         let mut left = multiplicities(&*plan.basis()?);
         let part = |shape: Shape| {
+            let (sums, read) = match shape.is_wide() {
+                true => ("stream_wide_sums", "stream_wide_read"),
+                false => ("stream_sums", "stream_read"),
+            };
             let table = shape.program.coefficients(&mut left, &factors);
             Ok(Part {
                 coefficients: Buffer::from_slice(plan.device(), &table)?,
-                sums: units.kernel("stream_sums", &shape.sums())?,
+                sums: units.kernel(sums, &shape.sums())?,
                 scan: units.kernel("stream_scan", &shape.sums())?,
-                read: units.kernel("stream_read", &shape.read())?,
+                read: units.kernel(read, &shape.read())?,
                 shape,
             })
         };
@@ -162,6 +179,9 @@ pub(crate) fn run(
     let gpu = device.properties();
     let residents = shape.residents(registers, gpu.shared_per_block as usize);
     let residents = residents * gpu.multiprocessors as usize;
+    // Blocks that sum are as many as those that read.
+    let summing = residents / shape.read_blocks().units * shape.sums_blocks().units;
+    let residents = [summing, residents];
     let schedule = Schedule::new(problem, shape, &host, wish.chunk, residents);
     if schedule.segments.is_empty() {
         return Ok(());
@@ -247,14 +267,15 @@ impl Work<'_> {
             segment_count: segments.len() as i32,
             ..p
         };
-        let launch = |segments: &Buffer<params::Segment>| {
-            let blocks = (segments.len() * heads).div_ceil(shape.units());
-            self::launch([blocks, 1, 1], shape.threads(), shape.shared())
+        let launch = |segments: &Buffer<params::Segment>, blocks: Blocks| {
+            let count = (segments.len() * heads).div_ceil(blocks.units);
+            self::launch([count, 1, 1], blocks.threads, blocks.shared)
         };
         if !self.summed.is_empty() {
+            let blocks = launch(&self.summed, shape.sums_blocks());
             // SAFETY: `Stream` is the kernel's own (its size is checked); sums have a place for each
             // slot and head; keys, values and what is known of tokens are the checked call's.
-            unsafe { part.sums.launch_on(device, launch(&self.summed), &over(&self.summed)) }?;
+            unsafe { part.sums.launch_on(device, blocks, &over(&self.summed)) }?;
             let scan = Chains {
                 sums: p.sums,
                 g: p.g,
@@ -269,9 +290,10 @@ impl Work<'_> {
             // SAFETY: as above, with `Chains`.
             unsafe { part.scan.launch_on(device, self::launch(grid, SCAN_THREADS, 0), &scan) }?;
         }
+        let blocks = launch(&self.segments, shape.read_blocks());
         // SAFETY: as above; q and y are the checked call's, and between launches there is a place
         // for each row of the heads.
-        unsafe { part.read.launch_on(device, launch(&self.segments), &over(&self.segments)) }
+        unsafe { part.read.launch_on(device, blocks, &over(&self.segments)) }
     }
 }
 

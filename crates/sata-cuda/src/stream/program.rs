@@ -38,6 +38,23 @@ impl Program {
         Program { d_key, halves }
     }
 
+    /// The features of `stream_wide.cuh`, in 32 indices and of orders up to 2, whichever orders are
+    /// kept: tiles of four steps of two halves each.
+    pub(super) fn wide() -> Self {
+        let d_key = super::units::WIDE;
+        let mut halves = vec![];
+        for (tile, half) in (0..9).flat_map(|tile| (0..8).map(move |half| (tile, half))) {
+            let (from, orbit) = (half % 4 * HALF, half / 4);
+            halves.push(match (tile, half) {
+                (8, 0 | 1) => vec![from, from + 16],
+                (8, 2..6) => vec![(half - 2) * HALF],
+                (8, _) => vec![],
+                _ => vec![from, (from + tile + 8 * orbit) % d_key],
+            });
+        }
+        Program { d_key, halves }
+    }
+
     /// The same in as few parts of about one size as have `most` tiles each at most.
     pub(super) fn parts(&self, most: usize) -> Vec<Program> {
         let parts = self.tiles().div_ceil(most.max(1)).max(1);
@@ -175,6 +192,18 @@ mod tests {
                 let all: f64 = basis.multiplicities().iter().sum();
                 assert_eq!(sum, all, "d = {d}, {orders:?}");
             }
+        }
+    }
+
+    #[test]
+    fn every_monomial_of_wide_heads_has_one_coefficient() {
+        for orders in [vec![0, 1, 2], vec![0, 2], vec![0, 1], vec![0]] {
+            let program = Program::wide();
+            assert_eq!(program.features(), 576);
+            let basis = Basis::new(32, &orders).unwrap();
+            let coefficients = program.coefficients(&mut multiplicities(&basis), &[1.0; 3]);
+            let used = coefficients.iter().filter(|&&c| c > 0.0).count();
+            assert_eq!(used, basis.len(), "{orders:?}");
         }
     }
 

@@ -35,12 +35,18 @@ pub(super) struct Schedule {
 }
 
 /// Chunks of a segment of a sequence of `chunks` when `units` sequences and heads are worked on by
-/// `residents` at once.
-fn cut(chunks: usize, chunk: usize, units: usize, residents: usize) -> usize {
+/// `residents` at once, and summing a token costs the share `summing` of all that is done for one.
+pub(crate) fn cut(
+    chunks: usize,
+    chunk: usize,
+    units: usize,
+    residents: usize,
+    summing: f64,
+) -> usize {
     let least = (chunks * chunk).div_ceil(MOST_TOKENS);
     let cost = |segments: usize| {
         let length = chunks.div_ceil(segments) as f64 + BEGINNING;
-        let sums = (units * (segments - 1)).div_ceil(residents) as f64 * length * SUMMING;
+        let sums = (units * (segments - 1)).div_ceil(residents) as f64 * length * summing;
         (units * segments).div_ceil(residents) as f64 * length + sums
     };
     let most = MOST_SEGMENTS.max(least).min(chunks.max(1));
@@ -59,12 +65,14 @@ fn parts(chunks: usize, length: usize, units: usize, residents: usize) -> usize 
 }
 
 impl Schedule {
+    /// Cuts so that as many units as the device has room for, where sums are made and where they are
+    /// read, are busy.
     pub(super) fn new(
         problem: &Problem<'_>,
         shape: &Shape,
         windows: &[window::Sequence],
         asked: Option<usize>,
-        residents: usize,
+        [summing, residents]: [usize; 2],
     ) -> Self {
         let chunk = shape.chunk();
         let units = problem.sequences.len() * problem.kv_heads;
@@ -90,8 +98,8 @@ impl Schedule {
             let (length, parts) = match asked {
                 Some(tokens) => ((tokens / chunk).max(1), 2),
                 None => {
-                    let length = cut(chunks, chunk, units, residents);
-                    (length, parts(chunks, length, units, residents))
+                    let length = cut(chunks, chunk, units, residents, SUMMING);
+                    (length, parts(chunks, length, units, summing))
                 }
             };
             let first = all.ends.len();
@@ -144,10 +152,10 @@ mod tests {
     #[test]
     fn segments_fill_the_device() {
         // 128 heads on 1,056 places: eight segments each.
-        assert_eq!(cut(2048, 32, 128, 1056), 256);
+        assert_eq!(cut(2048, 32, 128, 1056, SUMMING), 256);
         // Heads enough: one.
-        assert_eq!(cut(64, 32, 8448, 1056), 64);
+        assert_eq!(cut(64, 32, 8448, 1056, SUMMING), 64);
         // Long ones are cut however many heads there are.
-        assert!(cut(1 << 20, 32, 1 << 20, 1056) * 32 <= MOST_TOKENS);
+        assert!(cut(1 << 20, 32, 1 << 20, 1056, SUMMING) * 32 <= MOST_TOKENS);
     }
 }

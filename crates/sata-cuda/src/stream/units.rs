@@ -27,7 +27,29 @@ const MOST_SUMS: usize = 104;
 /// Warps where one to four do not hold all sums.
 const MOST_WARPS: usize = 8;
 
+/// Elements of the keys that `stream_wide.cuh` is for.
+pub(super) const WIDE: usize = 32;
+/// Stages of keys for sums in its kernels that sum and that read; of pieces; of queries.
+const WIDE_STAGES: [usize; 2] = [4, 3];
+const WIDE_PIECES: usize = 4;
+const WIDE_QUERIES: usize = 2;
+
+/// A launch's blocks of threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Blocks {
+    /// Units of one.
+    pub units: usize,
+    pub threads: usize,
+    /// Bytes of shared memory.
+    pub shared: usize,
+}
+
 impl Shape {
+    /// Whether `wgmma` multiplies, in kernels of their own.
+    pub(super) fn is_wide(&self) -> bool {
+        self.d_key == WIDE
+    }
+
     /// Columns of sums, in tiles of 8: a value, a one, zeros.
     fn column_tiles(&self) -> usize {
         self.d_value / 8 + 1
@@ -49,6 +71,9 @@ impl Shape {
 
     /// The shapes of as many launches as it takes for registers to hold the sums.
     pub(super) fn parts(&self) -> Vec<Shape> {
+        if self.is_wide() {
+            return vec![self.clone()];
+        }
         let tiles = MOST_SUMS / (4 * self.column_tiles());
         let programs = self.program.parts(MOST_WARPS * tiles);
         let last = programs.len() - 1;
@@ -68,16 +93,35 @@ impl Shape {
 
     /// Tokens of a chunk.
     pub(super) fn chunk(&self) -> usize {
+        if self.is_wide() {
+            return 128;
+        }
         16 * self.row_tiles() * self.warps() / self.split()
     }
 
     /// Units of a block of threads.
-    pub(super) fn units(&self) -> usize {
+    fn units(&self) -> usize {
         1
     }
 
-    pub(super) fn threads(&self) -> usize {
+    fn threads(&self) -> usize {
         32 * self.warps() * self.units()
+    }
+
+    /// The blocks that sum.
+    pub(super) fn sums_blocks(&self) -> Blocks {
+        match self.is_wide() {
+            true => Blocks { units: 2, threads: 384, shared: 2 * self.wide_sum_bytes(0) },
+            false => self.read_blocks(),
+        }
+    }
+
+    /// The blocks that read.
+    pub(super) fn read_blocks(&self) -> Blocks {
+        match self.is_wide() {
+            true => Blocks { units: 1, threads: 512, shared: self.wide_bytes() },
+            false => Blocks { units: self.units(), threads: self.threads(), shared: self.shared() },
+        }
     }
 
     /// Blocks of threads that a multiprocessor runs at once at least: so many that registers hold all.
@@ -88,9 +132,12 @@ impl Shape {
         }
     }
 
-    /// Units that a multiprocessor runs at once, when a thread has so many registers (of 65,536, a
+    /// Units of the blocks that read that a multiprocessor runs at once, when a thread has so many registers (of 65,536, a
     /// quarter per scheduler) and there are so many bytes of shared memory.
     pub(super) fn residents(&self, registers: u32, shared: usize) -> usize {
+        if self.is_wide() {
+            return 1;
+        }
         let registers = (registers as usize).next_multiple_of(8).max(32);
         let warps = 4 * (16_384 / (32 * registers));
         let by_shared = shared / (self.shared() + 1024);
@@ -122,8 +169,33 @@ impl Shape {
             + 64
     }
 
+    /// Bytes of the stages of a unit's sums in `stream_wide.cuh`, where it sums or reads.
+    fn wide_sum_bytes(&self, kernel: usize) -> usize {
+        let (plane, g) = (64 * 16 + 32, usize::from(self.fades));
+        let planes = 5 + self.d_value / 8;
+        let stage = 4 * 65 * 32 + planes * plane + 128 + g * 64 * 8;
+        (WIDE_STAGES[kernel] * (stage + 16)).next_multiple_of(128)
+    }
+
+    /// Bytes of shared memory of `stream_wide_read.cu`.
+    fn wide_bytes(&self) -> usize {
+        let (plane, g) = (64 * 16 + 32, usize::from(self.fades));
+        let piece = (4 + self.column_tiles()) * plane + g * 64 * 16;
+        let queries = 5 * (128 * 16 + 32) + g * (128 * 8 + 16);
+        let features = self.program.features();
+        self.wide_sum_bytes(1)
+            + 2 * self.column_tiles() * features * 16
+            + WIDE_PIECES * (piece + 16)
+            + WIDE_QUERIES * (queries + 16)
+            + features * 4
+            + 2 * 16
+            + 8 * 32
+            + 33 * 34 * 4
+            + 8
+    }
+
     /// Bytes of shared memory of a block of threads: its units', and coefficients.
-    pub(super) fn shared(&self) -> usize {
+    fn shared(&self) -> usize {
         self.units() * self.unit_bytes() + self.program.features() * 4
     }
 
@@ -146,11 +218,30 @@ impl Shape {
             .size_of::<Stream>("STREAM_BYTES")
     }
 
+    fn wide(&self, unit: Unit) -> Unit {
+        unit.define("D_VALUE", self.d_value)
+            .define("TERMS", self.terms)
+            .define("HAS_G", u8::from(self.fades))
+            .define("HAS_NEAR", u8::from(self.near))
+            .size_of::<Stream>("STREAM_BYTES")
+            .hot()
+            .matrix()
+    }
+
     pub(super) fn sums(&self) -> Unit {
+        if self.is_wide() {
+            return self
+                .wide(unit!("stream_wide_sums.cu"))
+                .define("SUM_BYTES", 2 * self.wide_sum_bytes(0))
+                .size_of::<Chains>("CHAINS_BYTES");
+        }
         self.unit(unit!("stream_sums.cu")).size_of::<Chains>("CHAINS_BYTES").hot()
     }
 
     pub(super) fn read(&self) -> Unit {
+        if self.is_wide() {
+            return self.wide(unit!("stream_wide_read.cu")).define("UNIT_BYTES", self.wide_bytes());
+        }
         let unit = self.unit(unit!("stream_read.cu"));
         // With features of order 4 sm_80 has a few registers too few; spilled ones are not those of
         // instructions that are on their way.

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use sata::Diagnostics;
-use sata_cuda::{Buffer, Call, Device, Element, Plan, State, View, ViewMut};
+use sata_cuda::{Buffer, Call, Device, Element, Error, Plan, State, View, ViewMut};
 
 use crate::common::{Fade, Inputs, Sizes};
 
@@ -13,6 +13,18 @@ pub fn device() -> Device {
     match std::env::var("SATA_TEST_DEVICE") {
         Ok(name) if name == "cuda" => Device::new(0).unwrap(),
         _ => Device::emulated().unwrap(),
+    }
+}
+
+/// A Hopper GPU, or one emulated.
+pub fn hopper() -> Device {
+    match Device::new(0) {
+        Ok(device) if device.properties().capability == (9, 0) => device,
+        Ok(_) | Err(Error::NoDriver { .. } | Error::NoDevice { .. }) => {
+            eprintln!("no Hopper GPU here: part of it is emulated");
+            Device::emulated_hopper().unwrap()
+        }
+        Err(other) => panic!("{other}"),
     }
 }
 

@@ -18,6 +18,6 @@ mod session;
 mod weights;
 
 pub use error::Error;
-pub use sample::{MAX_WINDOW, Sampling};
+pub use sample::{MAX_WINDOW, Sampler, Sampling};
 pub use session::Session;
 pub use weights::{CONFIG_FILE, WEIGHTS_FILE, Weights};

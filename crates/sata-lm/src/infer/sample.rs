@@ -92,6 +92,34 @@ impl Random {
     }
 }
 
+/// Chooses tokens from logits that somebody else made.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: Random,
+    choice: Choice,
+}
+
+impl Sampler {
+    /// Random numbers begin at the settings' seed.
+    ///
+    /// # Errors
+    /// A value that a setting cannot have.
+    pub fn new(sampling: Sampling) -> Result<Self, Error> {
+        sampling.check()?;
+        let random = Random { seed: sampling.seed, drawn: 0 };
+        Ok(Sampler { sampling, random, choice: Choice::default() })
+    }
+
+    /// A token for finite logits after `text`.
+    pub fn choose(&mut self, logits: &[f32], text: &[u32]) -> u32 {
+        let from = text.len().saturating_sub(self.sampling.window);
+        let recent = text[from..].iter().copied();
+        let exp = |x: &mut [f32]| x.iter_mut().for_each(|x| *x = x.exp());
+        self.choice.choose(&self.sampling, &mut self.random, logits, recent, exp)
+    }
+}
+
 /// The logit of a token that is left out, and a weight that is none beside the highest, which is 1.
 const GONE: f32 = f32::NEG_INFINITY;
 const NOTHING: f32 = 1e-35;

@@ -46,6 +46,16 @@ impl Fade {
         }
     }
 
+    /// Gates of which one in ten leaves nothing of what came before.
+    pub fn closing(rng: &mut StdRng, s: Sizes) -> Self {
+        let log_gate = |_| match rng.random_range(0..10) {
+            0 => rng.random_range(-200f32..-20.0),
+            _ => rng.random_range(-0.05f32..0.0),
+        };
+        let n = s.batch * s.kv_heads * s.keys;
+        Fade::Gates { keys: s.keys, log_gates: (0..n).map(log_gate).collect() }
+    }
+
     /// The same gate for every token.
     pub fn gates(s: Sizes, log_gate: f32) -> Self {
         Fade::Gates { keys: s.keys, log_gates: vec![log_gate; s.batch * s.kv_heads * s.keys] }

@@ -14,6 +14,7 @@ use sata::Decay;
 
 use super::Wanted;
 use crate::problem::Problem;
+use crate::stream::cut;
 use crate::units::{MOST_BLOCKS, Units, grid};
 use crate::window::{Windows, address, sequences};
 use crate::{Buffer, Error, Launch, Plan, RawView, Unit};
@@ -27,6 +28,8 @@ const MOST_VALUE: usize = 16;
 const MOST_TOKENS: usize = 1 << 30;
 /// Chunks of a sequence below which it is not cut.
 const LEAST_CHUNKS: usize = 8;
+/// What summing a token costs of all that is done for one.
+const SUMMING: f64 = 0.1;
 /// Blocks of threads that sum, for each that may walk at once.
 const PARTS: usize = 4;
 
@@ -83,12 +86,10 @@ struct Cuts {
 }
 
 impl Cuts {
-    /// So that about `blocks` blocks walk over all heads together, or items have `chunks` chunks.
-    fn new(problem: &Problem<'_>, chunk: usize, blocks: usize, chunks: Option<usize>) -> Self {
-        let heads = problem.kv_heads.max(1);
-        let all: usize = problem.sequences.iter().map(|s| s.queries.div_ceil(chunk)).sum();
-        let long = (all * heads).div_ceil(blocks.max(1)).max(LEAST_CHUNKS);
-        let long = chunks.unwrap_or(long).max(1);
+    /// So that the `residents` blocks that run at once end together, or nearly, or items have `asked`
+    /// chunks.
+    fn new(problem: &Problem<'_>, chunk: usize, residents: usize, asked: Option<usize>) -> Self {
+        let units = problem.sequences.len() * problem.kv_heads;
         let mut cuts = Cuts::default();
         let mut work = 0;
         for s in &problem.sequences {
@@ -108,7 +109,8 @@ impl Cuts {
             };
             work += s.queries as i64;
             cuts.sequences.push(whole);
-            match chunks.div_ceil(long) {
+            let long = || cut(chunks, chunk, units, residents, SUMMING).max(LEAST_CHUNKS);
+            match chunks.div_ceil(asked.map_or_else(long, |asked| asked.max(1))) {
                 0 => {}
                 1 => cuts.items.push(whole),
                 count => cuts.cut(whole, chunks, count),

@@ -1,0 +1,145 @@
+//! The kernels of keys of 32 that walk over a sequence with its sums in registers, on Hopper's matrix units, against the
+//! oracle: on a GPU that has them, or else emulated.
+
+#[path = "../../sata/tests/common/mod.rs"]
+mod common;
+mod gpu;
+
+use common::truth::truth;
+use common::{Fade, Inputs, Sizes, f64s, normal, rng};
+use gpu::{hopper, run};
+use half::bf16;
+use sata::{Decay, Near, Series, Spec, SpecBuilder};
+use sata_cuda::{Buffer, Call, Device, Plan, View, ViewMut};
+
+/// ‖y − truth‖ / ‖truth‖ over all rows, each error over what its denominator magnifies it by.
+fn error(y: &[bf16], truth: &common::truth::Truth) -> f64 {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (row, (got, want)) in
+        f64s(y).chunks(truth.d_value).zip(truth.y.chunks(truth.d_value)).enumerate()
+    {
+        for (got, want) in got.iter().zip(want) {
+            assert!(got.is_finite(), "row {row}: got {got}, want {want}");
+            error += ((got - want) / truth.magnified[row].max(1.0)).powi(2);
+            norm += want * want;
+        }
+    }
+    (error / norm).sqrt()
+}
+
+/// What bf16 inputs, features and outputs leave.
+const ALLOWED: f64 = 6e-3;
+
+fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade, segment: usize) {
+    let spec = spec.decay(fade.decay()).build().unwrap();
+    let truth = truth(&spec, inputs, fade, true);
+    let plan = Plan::new(device, &spec).unwrap().with_chunk(segment);
+    let (y, _) = run(&plan, inputs, fade, true);
+    let error = error(&y, &truth);
+    let what = format!("{spec:?} {:?} segments of {segment}", inputs.sizes);
+    eprintln!("{error:.2e} {what}");
+    assert!(error < ALLOWED, "{error:e}: {what}");
+    let (again, _) = run(&plan, inputs, fade, true);
+    let bits = |y: &[bf16]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    assert!(bits(&y) == bits(&again), "two runs differ: {what}");
+}
+
+fn sizes(tokens: usize, d: usize) -> Sizes {
+    Sizes { kv_heads: 2, ..Sizes::self_attention(tokens, d, d) }
+}
+
+#[test]
+fn values_and_terms() {
+    let device = hopper();
+    let mut rng = rng();
+    for (d_value, all) in [(32, 1..=3), (8, 3..=3), (16, 2..=2), (24, 3..=3)] {
+        for terms in all {
+            let s = Sizes { d_value, ..sizes(400, 32) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+            check(&device, Spec::new(32, d_value).terms(terms), &inputs, &Fade::None, 128);
+        }
+    }
+}
+
+#[test]
+fn lengths_around_pieces_chunks_and_segments() {
+    let device = hopper();
+    let mut rng = rng();
+    for tokens in [1, 15, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 257, 385] {
+        for near in [Near::None, Near::Blocks(0), Near::Blocks(1)] {
+            let inputs = Inputs::<bf16>::new(&mut rng, Sizes { kv_heads: 1, ..sizes(tokens, 32) });
+            let spec = Spec::new(32, 32).terms(3).near(near).block(64);
+            check(&device, spec, &inputs, &Fade::None, 128);
+        }
+    }
+}
+
+#[test]
+fn orders_near_decay_groups() {
+    let device = hopper();
+    let mut rng = rng();
+    let fixed = |a: &[f64]| Series::Fixed { coefficients: a.to_vec() };
+    for decay in [Decay::None, Decay::Slopes, Decay::Gates] {
+        for (series, near, block) in [
+            (Series::Taylor, Near::None, 64),
+            (Series::Taylor, Near::Blocks(1), 64),
+            (Series::Taylor, Near::Blocks(2), 192),
+            (Series::power(2), Near::None, 64),
+            (Series::power(2), Near::Blocks(0), 256),
+            (Series::Power { exponent: 2, floor: 0.0 }, Near::Blocks(1), 128),
+            (fixed(&[0.5, 0.0, 0.3]), Near::Blocks(3), 64),
+        ] {
+            let s = Sizes { batch: 2, group: 3, ..sizes(530, 32) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s);
+            let fade = Fade::new(&mut rng, decay, s);
+            let mut spec = Spec::new(32, 32).series(series.clone());
+            if series == Series::Taylor {
+                spec = spec.terms(3);
+            }
+            check(&device, spec.near(near).block(block), &inputs, &fade, 128);
+        }
+    }
+}
+
+#[test]
+fn large_logits_near_do_not_overflow() {
+    let device = hopper();
+    let mut rng = rng();
+    // Logits of about ±80.
+    let inputs = Inputs::<bf16>::new(&mut rng, sizes(300, 32)).gain(17.0);
+    let spec = Spec::new(32, 32).terms(3).near(Near::Blocks(4));
+    check(&device, spec, &inputs, &Fade::None, 128);
+}
+
+/// Sequences side by side, token by token, have exactly the outputs that each has alone.
+#[test]
+fn packed_sequences() {
+    let device = hopper();
+    let mut rng = rng();
+    let (heads, d, cu) = (2, 32, [0, 200, 200, 205, 475]);
+    let spec = Spec::new(d, d).terms(3).near(Near::Blocks(1)).decay(Decay::Gates).build().unwrap();
+    let plan = Plan::new(&device, &spec).unwrap().with_chunk(128);
+    let total = cu[4];
+    let [q, k, v] = [(); 3].map(|()| normal::<bf16>(&mut rng, total * heads * d));
+    let gates: Vec<f32> = normal::<f32>(&mut rng, total * heads).iter().map(|g| -g.abs()).collect();
+    let run = |from: usize, n: usize, packed: bool| {
+        let [q, k, v] = [&q, &k, &v].map(|x| {
+            Buffer::from_slice(&device, &x[from * heads * d..(from + n) * heads * d]).unwrap()
+        });
+        let gates = Buffer::from_slice(&device, &gates[from * heads..(from + n) * heads]).unwrap();
+        let (shape, strides) = ([1, heads, n, d], [n * heads * d, d, heads * d]);
+        let view = |x| View::strided(x, shape, strides).unwrap();
+        let gates = View::strided(&gates, [1, heads, n, 1], [n * heads, 1, heads]).unwrap();
+        let call = Call::causal(view(&q), view(&k), view(&v)).log_gates(gates);
+        let call = if packed { call.packed(&cu, &cu) } else { call };
+        let mut y = Buffer::<bf16>::zeroed(&device, n * heads * d).unwrap();
+        plan.run(call, ViewMut::strided(&mut y, shape, strides).unwrap()).unwrap();
+        f64s(&y.to_vec().unwrap())
+    };
+    let together = run(0, total, true);
+    for ends in cu.windows(2).filter(|ends| ends[0] < ends[1]) {
+        let alone = run(ends[0], ends[1] - ends[0], false);
+        assert!(alone.iter().all(|x| x.is_finite()) && alone.iter().any(|&x| x != 0.0));
+        assert_eq!(together[ends[0] * heads * d..][..alone.len()], alone[..], "from {}", ends[0]);
+    }
+}
