@@ -151,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] = log_of(s.g[chunk % SLOTS], own.rows + g + 8 * i);
         }
         if constexpr (NEAR) {
-            // The largest near logit, but no less than leaves far weights finite.
+            // The largest near logit, faded, but no less than leaves far weights finite.
 #pragma unroll
             for (int m = 0; m < ROW_TILES; m++) shift[m][0] = shift[m][1] = has_sums ? -60.0f : -3e38f;
             pairs([&](const OfPairs& z, const bf16*, const bf16*, const Beside& beside) {
@@ -163,7 +163,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
 #pragma unroll
                         for (int j = 0; j < 4; j++) {
                             const int ahead = beside.ahead + 16 * m + g + j / 2 * 8 - (8 * n + 2 * t + j % 2);
-                            const f32 logit = near ? z[m][n][j] * p.scale : -60.0f;
+                            f32 logit = near ? z[m][n][j] * p.scale : -60.0f;
+                            if (FADES && near) logit += (logs.row[m][j / 2] + logs.column[8 * n + 2 * t + j % 2] + logs.all) * (1.0f / LOG2_E);
                             if (beside.cut == WHOLE || ahead >= 0) shift[m][j / 2] = fmaxf(shift[m][j / 2], logit);
                         }
                     }

@@ -198,6 +198,11 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
 #pragma unroll
                     for (int j = 0; j < 2; j++) mma(w[j], x, keys[j]);
                 }
+                f32 fade[2] = {};
+                if constexpr (HAS_G) {
+#pragma unroll
+                    for (int k = 0; k < 2; k++) fade[k] = f32(row_g(r, k) - end_g) * LOG2E;
+                }
                 if (HAS_NEAR && token >= since[r]) {
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
@@ -206,8 +211,11 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                         for (int j = 0; j < 2; j++)
 #pragma unroll
                             for (int e = 2 * k; e < 2 * k + 2; e++) {
-                                const bool sees = token + 8 * j + 2 * t + (e & 1) <= rows + g + 8 * k;
-                                w[j][e] = sees ? w[j][e] * p.exp2_scale : -INFINITY;
+                                const int key = 8 * j + 2 * t + (e & 1);
+                                const bool sees = token + key <= rows + g + 8 * k;
+                                // What has faded is no longer the largest.
+                                const f32 faded = HAS_G ? fade[k] + at.fall()[16 * tile + key] : 0.0f;
+                                w[j][e] = sees ? fmaf(w[j][e], p.exp2_scale, faded) : -INFINITY;
                                 most = fmaxf(most, w[j][e]);
                             }
                         most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
@@ -240,10 +248,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                                 if (8 * j + 2 * t + (e & 1) > g + (e & 2) * 4) w[j][e] = 0.0f;
                     }
                 }
-                if constexpr (HAS_G) {
-                    f32 fade[2];
-#pragma unroll
-                    for (int k = 0; k < 2; k++) fade[k] = f32(row_g(r, k) - end_g) * LOG2E;
+                if (HAS_G && !(HAS_NEAR && token >= since[r])) {
                     if (token == rows) {
 #pragma unroll
                         for (int j = 0; j < 2; j++)

@@ -67,7 +67,9 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
         }
     };
     let capability = problem.device.properties().capability;
-    (if wide { wish.unproven && capability == (9, 0) } else { capability >= (8, 0) })
+    // With near blocks and decays together the wide one spills three registers, which wgmma forbids.
+    let fits = !(problem.near() >= 0 && problem.fades());
+    (if wide { wish.unproven && fits && capability == (9, 0) } else { capability >= (8, 0) })
         && problem.element == "bf16"
         && problem.causal
         && problem.past.is_none()

@@ -224,7 +224,6 @@ impl Shape {
             .define("HAS_G", u8::from(self.fades))
             .define("HAS_NEAR", u8::from(self.near))
             .size_of::<Stream>("STREAM_BYTES")
-            .hot()
             .matrix()
     }
 
@@ -233,14 +232,16 @@ impl Shape {
             return self
                 .wide(unit!("stream_wide_sums.cu"))
                 .define("SUM_BYTES", 2 * self.wide_sum_bytes(0))
-                .size_of::<Chains>("CHAINS_BYTES");
+                .size_of::<Chains>("CHAINS_BYTES")
+                .hot();
         }
         self.unit(unit!("stream_sums.cu")).size_of::<Chains>("CHAINS_BYTES").hot()
     }
 
     pub(super) fn read(&self) -> Unit {
         if self.is_wide() {
-            return self.wide(unit!("stream_wide_read.cu")).define("UNIT_BYTES", self.wide_bytes());
+            let unit = self.wide(unit!("stream_wide_read.cu")).hot();
+            return unit.define("UNIT_BYTES", self.wide_bytes());
         }
         let unit = self.unit(unit!("stream_read.cu"));
         // With features of order 4 sm_80 has a few registers too few; spilled ones are not those of
