@@ -53,7 +53,10 @@ fn check(rng: &mut StdRng, case: &Case) {
 
 fn check_fading(rng: &mut StdRng, case: &Case, fade: &Fade) {
     let Case { sizes, .. } = *case;
-    let inputs = Inputs::<f32>::new(rng, sizes).gain(0.5).to::<bf16>();
+    // An even number of terms is 0 at logits of −1.6, where denominators magnify what rounding left:
+    // five deviations from here.
+    let gain = if case.terms % 2 == 0 { 0.3 } else { 0.5 };
+    let inputs = Inputs::<f32>::new(rng, sizes).gain(gain).to::<bf16>();
     let spec = spec(sizes, &case.series, case.terms)
         .near(case.near)
         .block(case.block)
