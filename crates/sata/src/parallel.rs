@@ -1,9 +1,32 @@
 //! Threads: rayon's current pool with the feature `threads`, the caller's thread without.
 
+#[cfg(feature = "threads")]
+std::thread_local! {
+    static ALONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs `work` on the caller's thread alone: for less work than waking others takes.
+pub(crate) fn alone<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "threads")]
+    {
+        // As it was, also after a panic.
+        struct Back(bool);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                ALONE.set(self.0);
+            }
+        }
+        let _back = Back(ALONE.replace(true));
+        work()
+    }
+    #[cfg(not(feature = "threads"))]
+    work()
+}
+
 /// Threads that work is spread over.
 pub(crate) fn threads() -> usize {
     #[cfg(feature = "threads")]
-    return rayon::current_num_threads();
+    return if ALONE.get() { 1 } else { rayon::current_num_threads() };
     #[cfg(not(feature = "threads"))]
     return 1;
 }

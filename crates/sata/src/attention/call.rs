@@ -107,6 +107,14 @@ impl<'a, 's, E: Element> Call<'a, 's, E> {
         self
     }
 
+    /// Products of all queries with all keys and values, of sizes that may not have been checked.
+    pub(super) fn products(&self) -> usize {
+        let ([batch, heads, queries, d_key], [.., keys, d_value]) =
+            (self.q.shape(), self.v.shape());
+        let sizes = [batch, heads, queries, keys, d_key.saturating_add(d_value)];
+        sizes.iter().fold(1, |product: usize, &size| product.saturating_mul(size))
+    }
+
     /// Checks everything, before any work.
     pub(super) fn check(&self, plan: &Plan, out: [usize; 4]) -> Result<Shape, Error> {
         self.check_named(plan, "out", out)
