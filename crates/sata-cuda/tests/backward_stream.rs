@@ -55,7 +55,7 @@ fn check_fading(rng: &mut StdRng, case: &Case, fade: &Fade) {
     let Case { sizes, .. } = *case;
     // An even number of terms is 0 at logits of −1.6, where denominators magnify what rounding left:
     // five deviations from here.
-    let gain = if case.terms % 2 == 0 { 0.3 } else { 0.5 };
+    let gain = if case.terms.is_multiple_of(2) { 0.3 } else { 0.5 };
     let inputs = Inputs::<f32>::new(rng, sizes).gain(gain).to::<bf16>();
     let spec = spec(sizes, &case.series, case.terms)
         .near(case.near)

@@ -6,8 +6,8 @@ mod common;
 mod gpu;
 
 use common::truth::truth;
-use common::{Fade, Inputs, Sizes, f64s, rng};
-use gpu::{OnDevice, blank, feed, hopper, run};
+use common::{Fade, Inputs, Sizes, rng};
+use gpu::{ALLOWED, OnDevice, blank, error, feed, hopper, run};
 use half::bf16;
 use sata::{Decay, Form, Near, Series, Spec, SpecBuilder};
 use sata_cuda::{Device, Error, Plan, State};
@@ -16,28 +16,6 @@ use sata_cuda::{Device, Error, Plan, State};
 fn some<T: Clone>(device: &Device, all: &[T], few: usize) -> Vec<T> {
     all[..if device.is_emulated() { few } else { all.len() }].to_vec()
 }
-
-/// ‖y − truth‖ / ‖truth‖ over all rows, each error over what its denominator magnifies it by.
-fn error(y: &[bf16], truth: &common::truth::Truth) -> f64 {
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (row, (got, want)) in
-        f64s(y).chunks(truth.d_value).zip(truth.y.chunks(truth.d_value)).enumerate()
-    {
-        for (got, want) in got.iter().zip(want) {
-            if want.is_nan() {
-                assert!(got.is_nan(), "row {row} sees no key, but got {got}");
-                continue;
-            }
-            assert!(got.is_finite(), "row {row}: got {got}, want {want}");
-            error += ((got - want) / truth.magnified[row].max(1.0)).powi(2);
-            norm += want * want;
-        }
-    }
-    (error / norm).sqrt()
-}
-
-/// What bf16 inputs, features and outputs leave.
-const ALLOWED: f64 = 6e-3;
 
 fn check(
     device: &Device,

@@ -5,29 +5,11 @@ mod common;
 mod gpu;
 
 use common::truth::truth;
-use common::{Fade, Inputs, Sizes, f64s, rng};
-use gpu::{device, run};
+use common::{Fade, Inputs, Sizes, rng};
+use gpu::{ALLOWED, device, error, run};
 use half::bf16;
 use sata::{Decay, Near, Series, Spec, SpecBuilder};
 use sata_cuda::{Device, Plan};
-
-/// ‖y − truth‖ / ‖truth‖ over all rows, each error over what its denominator magnifies it by.
-fn error(y: &[bf16], truth: &common::truth::Truth) -> f64 {
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (row, (got, want)) in
-        f64s(y).chunks(truth.d_value).zip(truth.y.chunks(truth.d_value)).enumerate()
-    {
-        for (got, want) in got.iter().zip(want) {
-            assert!(got.is_finite(), "row {row}: got {got}, want {want}");
-            error += ((got - want) / truth.magnified[row].max(1.0)).powi(2);
-            norm += want * want;
-        }
-    }
-    (error / norm).sqrt()
-}
-
-/// What bf16 inputs, features and outputs leave.
-const ALLOWED: f64 = 6e-3;
 
 fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade, segment: usize) {
     let spec = spec.decay(fade.decay()).build().unwrap();

@@ -4,10 +4,12 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use sata::Diagnostics;
 use sata_cuda::{Buffer, Call, Device, Element, Error, Plan, State, View, ViewMut};
 
-use crate::common::{Fade, Inputs, Sizes};
+use crate::common::truth::Truth;
+use crate::common::{Fade, Inputs, Sizes, f64s};
 
 pub fn device() -> Device {
     match std::env::var("SATA_TEST_DEVICE") {
@@ -156,3 +158,25 @@ pub fn feed<E: Element>(
     let call = there.part(true, range.clone(), range.clone()).state(state);
     plan.run(call, part_mut(y, there.sizes.y(), range)).unwrap()
 }
+
+/// ‖y − truth‖ / ‖truth‖ over all rows, each error over what its denominator magnifies it by.
+pub fn error(y: &[bf16], truth: &Truth) -> f64 {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (row, (got, want)) in
+        f64s(y).chunks(truth.d_value).zip(truth.y.chunks(truth.d_value)).enumerate()
+    {
+        for (got, want) in got.iter().zip(want) {
+            if want.is_nan() {
+                assert!(got.is_nan(), "row {row} sees no key, but got {got}");
+                continue;
+            }
+            assert!(got.is_finite(), "row {row}: got {got}, want {want}");
+            error += ((got - want) / truth.magnified[row].max(1.0)).powi(2);
+            norm += want * want;
+        }
+    }
+    (error / norm).sqrt()
+}
+
+/// What bf16 inputs, features and outputs leave.
+pub const ALLOWED: f64 = 6e-3;
