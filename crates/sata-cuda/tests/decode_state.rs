@@ -146,9 +146,15 @@ fn states_move_between_steps_on_gpu_and_cpu() {
                 got.copy_from_slice(&y[row * s.d_value..][..s.d_value]);
             }
         }
-        let [got, want] = [got, want].map(|x| x.into_iter().map(f64::from).collect::<Vec<_>>());
-        let error = relative_rms(&got, &want);
-        assert!(error < slack(&spec) * 2e-6, "{error:e} of {spec:?}");
+        let truth = truth(&spec, &inputs, &fade, true);
+        let allowed = slack(&spec) * tolerance::<f32>();
+        assert_rows(
+            &describe(&spec, &inputs, &fade, true, "the CPU alone"),
+            &want,
+            &truth,
+            allowed,
+        );
+        assert_rows(&describe(&spec, &inputs, &fade, true, "in turns"), &got, &truth, allowed);
         let (a, b) = (on_cpu.to_parts(), alone.to_parts());
         assert_eq!((&a.positions, &a.open, &a.counts), (&b.positions, &b.open, &b.counts));
         assert_eq!((&a.open_keys, &a.open_weights), (&b.open_keys, &b.open_weights));

@@ -68,6 +68,27 @@ fn settings_that_forget_nothing_are_softmax() {
     }
 }
 
+/// A constant taken off all keys changes softmax by nothing, and so neither a spec in which all is near
+/// nor a series through each query's own moments; it changes a series about 0.
+#[test]
+fn keys_are_centred_for_series_of_exp_alone() {
+    let (model, tokens) = (model(), tokens(75));
+    let with = |spec: sata::SpecBuilder| {
+        let plain = Setting::all(HeadSetting::Spec { spec: spec.build().unwrap() });
+        let centred = calibrated(&model, plain.clone());
+        [plain, centred].map(|setting| hidden(&model, &setting, &tokens, 75))
+    };
+    let spec = || Spec::new(6, 6).block(8).near(Near::Blocks(1));
+    let [exact, centred] = with(spec().near(Near::Blocks(9)).terms(3));
+    assert!(distance(&exact, &centred) < 1e-4, "all is near");
+    let [plain, centred] = with(spec().series(Series::Gauss).terms(4));
+    assert!(distance(&plain, &centred) < 1e-3, "Gauss: {}", distance(&plain, &centred));
+    let [plain, centred] = with(spec().terms(3));
+    assert!(distance(&plain, &centred) > 1e-4, "Taylor: {}", distance(&plain, &centred));
+    let [plain, same] = with(spec().series(Series::power(2)));
+    assert_eq!(plain, same, "weights that are no exp");
+}
+
 /// One head alone: merging groups is a choice, which rounding of keys in the layer before may turn.
 #[test]
 fn any_split_gives_the_same() {

@@ -133,11 +133,7 @@ impl FarSums {
     pub(super) fn fold(&mut self, keys: &[f32], values: &[f32]) {
         let (d, r) = (self.d, self.rotated);
         let tokens = keys.len() / d;
-        let centre = &self.calibration.centre;
-        let centred: Vec<f32> = keys
-            .chunks_exact(d)
-            .flat_map(|key| key.iter().zip(centre).map(|(k, c)| k - c))
-            .collect();
+        let centred = self.calibration.centred(keys);
         let mut turned = vec![0.0; centred.len()];
         times(&centred, &self.calibration.keys, d, &mut turned);
         let features = features(&turned, d, r, false);

@@ -5,7 +5,7 @@ use sata::{Call, Plan, View, ViewMut, conventional};
 
 use super::memory::Memory;
 use super::qkv::{Qkv, interleaved};
-use super::setting::{HeadSetting, Setting};
+use super::setting::{HeadSetting, Setting, of_exp};
 use crate::pretrained::error::PretrainedError;
 
 /// Answers all queries of a text in layer `layer`, `[tokens][heads · d]`. Nothing is near.
@@ -56,9 +56,11 @@ fn one(
             conventional::attention(q, k, v, scale, false, 0, out)?;
         }
         HeadSetting::Spec { spec } => {
+            let centre = setting.calibration(layer, kv_head).filter(|_| of_exp(spec));
+            let centred = centre.map(|known| known.centred(keys));
             let call = Call::full(
                 View::new(&q, shapes[0])?,
-                View::new(keys, shapes[1])?,
+                View::new(centred.as_deref().unwrap_or(keys), shapes[1])?,
                 View::new(values, shapes[1])?,
             );
             Plan::new(spec)?.run(call, ViewMut::new(&mut out, shapes[0])?)?;

@@ -53,11 +53,7 @@ impl Groups {
         let mut places = match calibration {
             // Keys come centred, which changes no difference but keeps digits.
             Some(calibration) => {
-                let centred: Vec<f32> = self
-                    .keys
-                    .chunks_exact(d)
-                    .flat_map(|key| key.iter().zip(&calibration.centre).map(|(k, c)| k - c))
-                    .collect();
+                let centred = calibration.centred(&self.keys);
                 let mut places = vec![0.0; centred.len()];
                 times(&centred, &transposed(&calibration.metric, d), d, &mut places);
                 places

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use sata::{Call, Centre, Plan, State, View, ViewMut, conventional};
+use sata::{Call, Plan, State, View, ViewMut, conventional};
 
 use super::memory::Memory;
 use super::qkv::{Qkv, interleaved};
-use super::setting::{HeadSetting, Setting};
+use super::setting::{Calibration, HeadSetting, Setting, of_exp};
 use crate::pretrained::error::PretrainedError;
 
 /// One key/value head's past.
@@ -21,8 +21,8 @@ pub struct HeadPast {
 enum Kind {
     /// Keys and values of all tokens.
     Softmax { keys: Vec<f32>, values: Vec<f32> },
-    /// A state of `sata`.
-    State { plan: Arc<Plan>, state: Box<State<f32>> },
+    /// A state of `sata`, and what is taken off keys.
+    State { plan: Arc<Plan>, state: Box<State<f32>>, centre: Option<Arc<Calibration>> },
     /// Exact tokens, groups, sums.
     Memory(Box<Memory>),
 }
@@ -42,17 +42,9 @@ impl HeadPast {
             HeadSetting::Softmax => Kind::Softmax { keys: vec![], values: vec![] },
             HeadSetting::Spec { spec } => {
                 let plan = Arc::new(Plan::new(spec)?);
-                let orders = spec.orders();
-                let whole = orders.iter().enumerate().all(|(i, &order)| i == order);
-                let state = match known {
-                    Some(known) if whole => {
-                        let keys: Vec<f64> = known.centre.iter().map(|&x| x.into()).collect();
-                        let centre = Centre::new(1, &keys, &vec![0.0; d])?;
-                        State::centred(&plan, 1, 1, centre)?
-                    }
-                    _ => State::new(&plan, 1, 1)?,
-                };
-                Kind::State { plan, state: Box::new(state) }
+                let state = Box::new(State::new(&plan, 1, 1)?);
+                let centre = known.filter(|_| of_exp(spec)).cloned();
+                Kind::State { plan, state, centre }
             }
             HeadSetting::Memory(memory) => Kind::Memory(Box::new(Memory::new(memory, known, d))),
         };
@@ -115,9 +107,11 @@ impl HeadPast {
                 )?;
                 Ok(out.chunks_exact(tokens * d).map(<[f32]>::to_vec).collect())
             }
-            Kind::State { plan, state } => {
+            Kind::State { plan, state, centre } => {
                 let mut out = vec![0.0; group * tokens * d];
                 let q = joined();
+                let centred = centre.as_ref().map(|known| known.centred(keys));
+                let keys = centred.as_deref().unwrap_or(keys);
                 let call = Call::causal(
                     View::new(&q, [1, group, tokens, d])?,
                     View::new(keys, [1, 1, tokens, d])?,

@@ -35,7 +35,8 @@ pub enum HeadSetting {
     /// exp of everything; its KV cache grows.
     Softmax,
     /// An operation of `sata`, at constant cost per token. The centre of the calibration, if there is
-    /// one, is taken off keys, which changes nothing but rounding where coefficients are each query's.
+    /// one, is taken off keys. That does not change softmax, so it is done for series of exp only; those
+    /// whose coefficients are each query's give the same answers with it, to rounding.
     Spec {
         /// The operation.
         spec: Spec,
@@ -227,7 +228,21 @@ impl HeadSetting {
     }
 }
 
+/// Whether a spec's weights stand for exp, so that a constant may be taken off keys: all orders below
+/// its last are there.
+pub(super) fn of_exp(spec: &Spec) -> bool {
+    spec.orders().iter().enumerate().all(|(i, &order)| i == order)
+}
+
 impl Calibration {
+    /// Keys `[tokens][d]` less the centre.
+    pub(super) fn centred(&self, keys: &[f32]) -> Vec<f32> {
+        let key = |key: &[f32]| -> Vec<f32> {
+            key.iter().zip(&self.centre).map(|(k, c)| k - c).collect()
+        };
+        keys.chunks_exact(self.centre.len()).flat_map(key).collect()
+    }
+
     fn check(&self, d: usize) -> Result<(), String> {
         let turns = if self.keys.is_empty() && self.queries.is_empty() { 0 } else { d * d };
         for (name, numbers, len) in [

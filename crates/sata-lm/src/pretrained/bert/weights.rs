@@ -186,28 +186,7 @@ impl Bert {
 /// x Φ(x), with the normal distribution's own Φ.
 fn gelu(x: f32) -> f32 {
     let x = f64::from(x);
-    (0.5 * x * erfc(-x * std::f64::consts::FRAC_1_SQRT_2)) as f32
-}
-
-/// 1 − erf, relative error below 1.2·10⁻⁷ (Press et al., Numerical Recipes, 6.2).
-fn erfc(x: f64) -> f64 {
-    const C: [f64; 10] = [
-        -1.265_512_23,
-        1.000_023_68,
-        0.374_091_96,
-        0.096_784_18,
-        -0.186_288_06,
-        0.278_868_07,
-        -1.135_203_98,
-        1.488_515_87,
-        -0.822_152_23,
-        0.170_872_77,
-    ];
-    let z = x.abs();
-    let t = 1.0 / (1.0 + 0.5 * z);
-    let sum = C.iter().rev().fold(0.0, |sum, c| sum * t + c);
-    let y = t * (sum - z * z).exp();
-    if x >= 0.0 { y } else { 2.0 - y }
+    (0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)) as f32
 }
 
 #[cfg(test)]
