@@ -187,9 +187,11 @@ DEV void copy_rows(u8* to, int plane, const bf16* from, i64 stride, int left) {
         if (AGAIN && part == 0) copy_async<16>(own + i * 16 + 4 * plane, from, i < left ? 16 : 0);
     }
 }
+// Asked for anew: what is made of the lane, in loops, would be kept in registers all along.
+DEV int lane_here() { return hopper::thread_here() & 31; }
 template <int COUNT>
 DEV void copy_g(u8* to, const f64* g, int first, int end) {
-    const int lane = int(threadIdx.x) % 32;
+    const int lane = lane_here();
 #pragma unroll
     for (int i = 0; i < COUNT; i += 32) copy_async<8>(to + (lane + i) * 8, g + min(first + lane + i, end - 1), 8);
 }
@@ -202,7 +204,7 @@ DEV f32 difference(float2 a, float2 b) { return (a.x - b.x) + (a.y - b.y); }
 // In place, one warp.
 template <int COUNT>
 DEV void halve_g(u8* at) {
-    for (int i = int(threadIdx.x) % 32; i < COUNT; i += 32)
+    for (int i = lane_here(); i < COUNT; i += 32)
         *reinterpret_cast<float2*>(at + 8 * i) = halves(*reinterpret_cast<const f64*>(at + 8 * i));
 }
 // A plane of ones beside the others of a stage, which no copy writes. One warp.

@@ -114,7 +114,8 @@ DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
 
 // Rounds sums times coefficients to where queries read them.
 DEV void publish(Sums& sums, u8* to, const f32* coefficients, f32* ones) {
-    const int thread = int(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
+    // Asked for anew here and below: what is made of it would be kept in registers from chunk to chunk.
+    const int thread = hopper::thread_here() & 127, warp = thread / 32, lane = thread % 32;
     // Sums of ones by way of shared memory, since those who have them are few.
     group_sync(1, 128);
     if (warp < 2) {
@@ -147,12 +148,13 @@ DEV void publish(Sums& sums, u8* to, const f32* coefficients, f32* ones) {
         if constexpr (NV % 2) store_matrices<2>(own + (NV - 1) * SUM_PLANE + j * 1024, r[NV - 1]);
     }
     group_sync(1, 128);
-    u8* const plane = to + NV * SUM_PLANE + thread * 16;
-    auto put = [&](int m, const f32& x) { *reinterpret_cast<u16*>(plane + m * 2048) = bf16_bits(x * coefficients[thread + 128 * m]); };
-    const int part = thread / 16 % 4, i = thread % 32, apart = thread / 64 + part / 2 * 8;
+    const int own_row = hopper::thread_here() & 127;
+    u8* const plane = to + NV * SUM_PLANE + own_row * 16;
+    auto put = [&](int m, const f32& x) { *reinterpret_cast<u16*>(plane + m * 2048) = bf16_bits(x * coefficients[own_row + 128 * m]); };
+    const int part = own_row / 16 % 4, i = own_row % 32, apart = own_row / 64 + part / 2 * 8;
 #pragma unroll
     for (int m = 0; m < 4; m++) put(m, ones[i * ONES_ROW + (i + apart + 2 * m) % 32]);
-    if (thread < 64) put(4, ones[part == 0 ? i * ONES_ROW + i + 16 : part < 3 ? (thread - 16) * ONES_ROW + 32 : 32 * ONES_ROW + 32]);
+    if (own_row < 64) put(4, ones[part == 0 ? i * ONES_ROW + i + 16 : part < 3 ? (own_row - 16) * ONES_ROW + 32 : 32 * ONES_ROW + 32]);
 }
 
 // The warpgroup that sums.
