@@ -1,11 +1,11 @@
 // Heads of 16 with features of order 3, on Hopper: one pass over a sequence, whose sums stay in registers.
 //
-// A block of threads owns one key/value head over a segment of one sequence, and walks over its chunks of 128 tokens. Two
-// warpgroups hold the sums in the accumulators of `wgmma`, 8 tiles of 64 features each, rows features, columns a value, a one and
-// zeros (NP). Each thread copies a part of what is needed next.
+// A block of threads owns one key/value head over a segment of one sequence, and walks over its chunks of 128 tokens. SUMMING
+// (2 or 4) warpgroups hold the sums in the accumulators of `wgmma`, 16 tiles of 64 features in all, rows features, columns a value,
+// a one and zeros (NP). Each thread copies a part of what is needed next.
 //
 // Compile-time constants (-D):
-//   D_VALUE  8 or 16;  TERMS P
+//   D_VALUE  a multiple of 8;  TERMS P
 //   HAS_G    whether weights decay;  HAS_NEAR whether some are exact, blocks being whole pieces
 //   UNIT_BYTES  shared memory
 //
@@ -17,9 +17,10 @@
 
 constexpr int D = 16;
 constexpr int NT = D_VALUE / 8 + 1, NV = NT - 1, NP = 8 * NT, NA = NP / 2;  // accumulators of a thread per 64 rows
-constexpr int WIDE_TILES = 16, OWN_TILES = WIDE_TILES / 2, FEATURES = 64 * WIDE_TILES;
+constexpr int WIDE_TILES = 16, OWN_TILES = WIDE_TILES / SUMMING, FEATURES = 64 * WIDE_TILES;
 // Matrix instructions of a group; two groups are on their way at once.
 constexpr int SUM_GROUP = 2;
+constexpr int SUM_THREADS = 128 * SUMMING;
 
 // The four orbits of a tile: of order 3 with a and b = 4m on; SECOND of order 2, x[s] x[s+4m] on; SPECIAL x[s] x[s+5] x[s+10], then
 // x[s] x[s+8] for s < 8 and ones, then x[s], then x[s] x[s+3] x[s+7].
@@ -28,8 +29,8 @@ struct Tile {
     int a, m;
 };
 __host__ __device__ constexpr Tile tile_of(int tile) {
-    constexpr Tile all[WIDE_TILES] = {{0, 0}, {0, 1}, {0, 2}, {0, 3}, {1, 1}, {1, 2}, {1, 3}, {SECOND, 0},
-                                      {2, 1}, {2, 2}, {2, 3}, {3, 2}, {3, 3}, {4, 2}, {SECOND, 1}, {SPECIAL, 0}};
+    constexpr Tile all[WIDE_TILES] = {{0, 0}, {0, 1}, {0, 2}, {SPECIAL, 0}, {0, 3}, {1, 1}, {1, 2}, {1, 3},
+                                      {2, 1}, {2, 2}, {2, 3}, {SECOND, 0}, {3, 2}, {3, 3}, {4, 2}, {SECOND, 1}};
     return all[tile];
 }
 // Whether an orbit has been before.
@@ -165,11 +166,11 @@ DEV void each_sum(Sums& sums, F pair, G one) {
             if (t == 0) one(row + D_VALUE, sums.v[j][4 * NV + 2 * k]);
         }
 }
-// Copies tokens first ... first + CHUNK - 1, those before `end`, to a stage. Two warpgroups.
+// Copies tokens first ... first + CHUNK - 1, those before `end`, to a stage.
 DEV void load_for_sums(const Stream& p, const Walk& w, const Bases& bases, u8* to, int first, int end) {
-    const int thread = hopper::thread_here() & 255;
-    copy_rows<D, CHUNK, 256>(to, 16, CHUNK_PLANE, bases.k, p.k.token, first, end, thread);
-    copy_rows<D_VALUE, CHUNK, 256>(to + SUM_VALUES, 16, CHUNK_PLANE, bases.v, p.v.token, first, end, thread);
+    const int thread = hopper::thread_here() & (SUM_THREADS - 1);
+    copy_rows<D, CHUNK, SUM_THREADS>(to, 16, CHUNK_PLANE, bases.k, p.k.token, first, end, thread);
+    copy_rows<D_VALUE, CHUNK, SUM_THREADS>(to + SUM_VALUES, 16, CHUNK_PLANE, bases.v, p.v.token, first, end, thread);
     if constexpr (HAS_G)
         if (thread < CHUNK) copy_async<8>(to + SUM_G + thread * 8, w.g + min(first + thread, end - 1), 8);
 }
@@ -181,13 +182,15 @@ DEV void add(Sums& sums, const Stream& p, const Walk& w, const Bases& bases, u8*
     for (int first = from; first < to; first += CHUNK) {
         copy_async_wait<0>();
         proxy_fence();
-        barrier_sync(1, 256);
+        barrier_sync(1, SUM_THREADS);
         const int next = min(first + CHUNK, to);
         if (next < end) load_for_sums(p, w, bases, at + (stage ^ 1) * SUM_STAGE, next, end);
         copy_async_commit();
         u8* const keys = at + stage * SUM_STAGE;
-        {
-            const int warp = (hopper::thread_here() & 255) / 32, lane = lane_here(), g = lane / 4, t = lane % 4;
+        // Transposed, by a warp for each slab.
+        const int warp = (hopper::thread_here() & (SUM_THREADS - 1)) / 32;
+        if (warp < CHUNK / 16) {
+            const int lane = lane_here(), g = lane / 4, t = lane % 4;
             u8* const slab = at + SLABS + warp * SLAB + g * 32 + t * 8;
             u32 r[4];
             load_matrices<4, true>(r, keys + lane / 16 * CHUNK_PLANE + (warp * 16 + lane % 16) * 16);
@@ -204,13 +207,13 @@ DEV void add(Sums& sums, const Stream& p, const Walk& w, const Bases& bases, u8*
                 }
             }
         }
-        barrier_sync(1, 256);
+        barrier_sync(1, SUM_THREADS);
         absorb<WHICH>(sums, at + SLABS, base + stage * SUM_STAGE + SUM_VALUES, (next - first) / 16);
         stage ^= 1;
     }
 }
 
-// Ones beside values, and of features, which no copy writes. Two warpgroups.
+// Ones beside values, and of features, which no copy writes. 256 threads.
 DEV void write_ones(u8* at) {
     const int i = int(threadIdx.x) & 255;
     *reinterpret_cast<uint4*>(at + i / CHUNK * SUM_STAGE + SUM_VALUES + NV * CHUNK_PLANE + i % CHUNK * 16) = make_uint4(0x3f80u, 0, 0, 0);

@@ -7,6 +7,7 @@
 // Reads q [batch][heads][tokens][16], k, v [batch][kv_heads][tokens][16 | D_VALUE] bf16, keys since the frontier once per 64
 // queries and once for sums; writes y like q. FLOPs: 4 * FEATURES * NP a token and head, and 2 * (16 + NP) a key since the
 // frontier, which are 64 at a time.
+constexpr int SUMMING = 2;
 #include "stream_sixteen.cuh"
 
 // Matrix instructions of a group when queries read.

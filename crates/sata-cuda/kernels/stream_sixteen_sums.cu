@@ -2,6 +2,7 @@
 //
 // Reads k, v [batch][kv_heads][tokens][16 | D_VALUE] bf16 once; writes sums [slots][kv_heads][FEATURES][NP] f32.
 // FLOPs: 2 * FEATURES * NP a token and head.
+constexpr int SUMMING = 4;
 #include "stream_sixteen.cuh"
 constexpr int TILES = FEATURES / 16;
 #include "stream_scan.cuh"
@@ -27,7 +28,7 @@ DEV void sum(const Stream& p, const Walk& w, const Bases& bases, u8* at, u32 bas
         [&](int offset, f32 x) { to[offset] = x; });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) stream_sixteen_sums(const __grid_constant__ Stream p) {
+extern "C" __global__ void __launch_bounds__(SUM_THREADS, 1) stream_sixteen_sums(const __grid_constant__ Stream p) {
     DYNAMIC_SHARED(at);
     const u32 base = smem(at);
     __shared__ Walk w;
@@ -36,11 +37,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) stream_sixteen_sums(const _
         w.find(p, blockIdx.x);
         find(bases, p, w);
     }
-    write_ones(at);
+    if (threadIdx.x < 256) write_ones(at);
     proxy_fence();
     __syncthreads();
-    if (threadIdx.x < 128) sum<0>(p, w, bases, at, base);
-    else sum<1>(p, w, bases, at, base);
+    const int group = int(threadIdx.x) / 128;
+    if (group == 0) sum<0>(p, w, bases, at, base);
+    else if (group == 1) sum<1>(p, w, bases, at, base);
+    else if (group == 2) sum<2>(p, w, bases, at, base);
+    else sum<3>(p, w, bases, at, base);
 }
 
 extern "C" __global__ void __launch_bounds__(256) stream_scan(const __grid_constant__ Chains p) { scan(p); }

@@ -117,7 +117,7 @@ impl Shape {
                 Blocks { units: 2, threads: 384, shared: 2 * self.wide_sum_bytes(0) }
             }
             _ if self.sixteen => {
-                Blocks { units: 1, threads: 256, shared: self.sixteen_sum_bytes() }
+                Blocks { units: 1, threads: 512, shared: self.sixteen_sum_bytes() }
             }
             _ => self.small_blocks(),
         }
