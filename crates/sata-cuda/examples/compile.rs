@@ -53,6 +53,7 @@ fn cases() -> Vec<Case> {
         case(Spec::new(16, 16).near(Near::Blocks(1)).decay(Decay::Slopes), "bf16", 8, 1),
         case(Spec::new(32, 32).terms(3).near(Near::Blocks(1)).decay(Decay::Gates), "bf16", 8, 2),
         case(Spec::new(32, 16).terms(3).decay(Decay::Slopes), "bf16", 8, 1),
+        case(Spec::new(32, 32).terms(3).decay(Decay::Gates), "bf16", 8, 1),
         case(Spec::new(32, 32).terms(3).near(Near::Blocks(1)), "bf16", 8, 1),
         case(power(8, 2), "bf16", 8, 1),
         case(power(32, 2), "bf16", 8, 1),

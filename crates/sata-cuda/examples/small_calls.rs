@@ -84,6 +84,11 @@ fn cases() -> Vec<Case> {
     let near = wide().near(Near::Blocks(1)).block(64);
     add("unproven stream d=32 near gates", Forward, Bf16, near.clone(), 700, None, None);
     add("unproven stream packed d=32 near gates", Packed, Bf16, near, 700, None, None);
+    let sixteen = || Spec::new(16, 16).terms(4);
+    add("unproven stream d=16", Forward, Bf16, sixteen(), 700, Some(256), None);
+    let near = sixteen().decay(Decay::Gates).near(Near::Blocks(1)).block(64);
+    add("unproven stream d=16 near gates", Forward, Bf16, near.clone(), 700, Some(256), None);
+    add("unproven stream packed d=16 near gates", Packed, Bf16, near, 700, Some(256), None);
     for d in [32, 64] {
         let spec = || Spec::new(d, d).block(16);
         let recipe = || spec().terms(3).near(Near::Blocks(1)).sinks(3).decay(Decay::Gates);

@@ -17,22 +17,7 @@
 // elements rotated by its own row or column makes its monomials of all tiles by the same code, one packed product each. What
 // comes twice or is not wanted has coefficient 0.
 #pragma once
-#include "mma.cuh"
-#include "stream_types.cuh"
-
-#define DEV static __device__ __forceinline__
-#define DEV_MEMBER __device__ __forceinline__
-namespace hopper {
-#if defined(SATA_EMULATOR)
-#include "hopper_emulated.cuh"
-#else
-#include "hopper_device.cuh"
-#endif
-#include "hopper_mma.cuh"
-}  // namespace hopper
-#undef shared
-using hopper::barrier_init, hopper::barrier_arrive, hopper::proxy_fence, hopper::group_sync, hopper::smem;
-using hopper::mma_fence, hopper::mma_commit, hopper::mma_wait, hopper::mma_touch, hopper::Mma;
+#include "stream_hopper.cuh"
 
 constexpr int D = 32;
 constexpr int NT = D_VALUE / 8 + 1, NP = 8 * NT, NA = NP / 2;  // tiles of 8 columns, columns, accumulators per 64 rows
@@ -40,28 +25,6 @@ constexpr int NV = NT - 1;
 constexpr int WIDE_TILES = 9, FEATURES = 64 * WIDE_TILES, TILES = FEATURES / 16;
 // Matrix instructions of a group; two groups are on their way at once, and what they read takes registers.
 constexpr int SUM_GROUP = 1, READ_GROUP = 2;
-constexpr int CHUNK = 128, PIECE = 64;
-constexpr f32 LOG2E = 1.4426950408889634f;
-
-// What is the same in all lanes, in a register of the warp, where descriptors and what is added to them belong.
-#if defined(SATA_EMULATOR)
-DEV u32 uniform(u32 x) { return x; }
-#else
-DEV u32 uniform(u32 x) {
-    u32 y;
-    asm("redux.sync.or.b32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
-    return y;
-}
-#endif
-
-// A descriptor of B at an address of shared memory that is the same in all lanes, ALONG_K and ALONG_N bytes between its 8 x 8
-// core matrices.
-template <int ALONG_K, int ALONG_N> struct Descriptor {
-    u32 low;
-    DEV_MEMBER explicit Descriptor(u32 address) : low(uniform(address >> 4 | u32(ALONG_K >> 4) << 16)) {}
-    // Some bytes further on.
-    DEV_MEMBER u64 at(int bytes) const { return u64(ALONG_N >> 4) << 32 | (low + u32(bytes >> 4)); }
-};
 // Planes of 16 bytes a row: [D / 8][64 tokens] of keys, [NT][64 tokens] of values and ones, [NT][FEATURES] of sums. Those that
 // rows are copied to lie so that the parts of a row are in different banks.
 constexpr int PLANE = PIECE * 16 + 32, SUM_PLANE = FEATURES * 16, QUERY_PLANE = CHUNK * 16 + 32;
@@ -85,92 +48,7 @@ static_assert(SUM_KEYS % 16 == 0 && SUM_VALUES % 16 == 0 && SUM_STAGE % 16 == 0,
 // Shared memory of the stages of a unit's sums; then stream_wide_read's.
 constexpr int SUM_BARS = SUM_STAGES * SUM_STAGE, SUM_SHARED = (SUM_BARS + 2 * SUM_STAGES * 8 + 127) / 128 * 128;
 
-#if defined(SATA_EMULATOR)
-template <int REGISTERS> DEV void more_registers() {}
-template <int REGISTERS> DEV void fewer_registers() {}
-#else
-template <int REGISTERS> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
-template <int REGISTERS> DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
-#endif
-
-// Waits for a phase of a barrier, asleep for long rather than asking again and again.
-#if defined(SATA_EMULATOR)
-DEV void barrier_wait(u32 bar, u32 parity) { hopper::barrier_wait(bar, parity); }
-#else
-DEV void barrier_wait(u32 bar, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "again:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, %2;\n"
-        "@p bra done;\nbra again;\ndone:\n}\n" ::"r"(bar), "r"(parity), "r"(1000000) : "memory");
-}
-#endif
-
-// A ring of stages, each with a barrier for when it is full and one for when it is empty, BARS after a base. What fills
-// begins at phase 1.
-template <int STAGES, int BARS> struct Ring {
-    u32 base, at;  // at: 2 * stage + phase
-    DEV_MEMBER int stage() const { return int(at >> 1); }
-    DEV_MEMBER u32 full() const { return base + BARS + 8 * stage(); }
-    DEV_MEMBER u32 empty() const { return full() + 8 * STAGES; }
-    DEV_MEMBER void wait_full() const { barrier_wait(full(), at & 1); }
-    DEV_MEMBER void wait_empty() const { barrier_wait(empty(), at & 1); }
-    DEV_MEMBER void next() {
-        at += 2;
-        if (at >= 2 * STAGES) at = (at ^ 1) - 2 * STAGES;
-    }
-    // A warp has filled a stage, or reads it no more.
-    DEV_MEMBER void filled() {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(full());
-        next();
-    }
-    DEV_MEMBER void release() {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(empty());
-        next();
-    }
-    static DEV_MEMBER void init(u32 base, int fill, int use) {
-        for (int i = 0; i < STAGES; i++) barrier_init(base + BARS + 8 * i, u32(fill)), barrier_init(base + BARS + 8 * (STAGES + i), u32(use));
-    }
-};
-
 using SumRing = Ring<SUM_STAGES, SUM_BARS>;
-
-// A unit: one head over a segment.
-struct Walk {
-    Segment segment;
-    Sequence sequence;
-    i64 local, head;  // among the launch's key/value heads; among all
-    int near, block, tokens;
-    const f64* g;           // of the sequence's first token, or null
-
-    DEV_MEMBER bool find(const Stream& p, i64 unit) {
-        if (unit >= i64(p.segment_count) * p.heads) return false;
-        segment = p.segments[unit / p.heads];
-        local = unit % p.heads;
-        head = p.first_head + local;
-        sequence = p.sequences[segment.sequence];
-        near = p.near, block = p.block, tokens = sequence.tokens;
-        g = HAS_G ? p.g + head * p.works + sequence.work : nullptr;
-        return true;
-    }
-    // The first token that is near those of a piece, which may be before all tokens. Most blocks are a piece.
-    DEV_MEMBER int since(int token) const { return block == PIECE ? token - near * PIECE : (int(u32(token) / u32(block)) - near) * block; }
-    // Tokens before this are in the sums when chunk c is read.
-    DEV_MEMBER int frontier(int c) const {
-        return HAS_NEAR ? max(since(c * CHUNK), 0) : c * CHUNK;
-    }
-    // The first chunk whose sums have a token that is the first of a piece.
-    DEV_MEMBER int reader(int token) const {
-        if (!HAS_NEAR) return token / CHUNK + 1;
-        const int block_end = block == PIECE ? token + PIECE : (int(u32(token) / u32(block)) + 1) * block;
-        return (block_end + near * block + CHUNK - 1) / CHUNK;
-    }
-    DEV_MEMBER int end(int c) const { return min((c + 1) * CHUNK, tokens); }
-    DEV_MEMBER const bf16* keys(const Stream& p, int first) const { return row<bf16>(p.k, sequence.k_batch, head, sequence.k_first + first); }
-    DEV_MEMBER const bf16* values(const Stream& p, int first) const { return row<bf16>(p.v, sequence.k_batch, head, sequence.k_first + first); }
-    DEV_MEMBER f64 before(int token) const { return token > 0 ? g[token - 1] : 0.0; }
-};
 
 // COUNT rows of 8 * PARTS bf16 into planes, the first of them the one before `left` others; those after are 0. One warp.
 template <int PARTS, int COUNT, bool AGAIN = false>
@@ -189,20 +67,14 @@ DEV void copy_rows(u8* to, int plane, const bf16* from, i64 stride, int left) {
 }
 template <int COUNT>
 DEV void copy_g(u8* to, const f64* g, int first, int end) {
-    const int lane = int(threadIdx.x) % 32;
+    const int lane = lane_here();
 #pragma unroll
     for (int i = 0; i < COUNT; i += 32) copy_async<8>(to + (lane + i) * 8, g + min(first + lane + i, end - 1), 8);
 }
-// g as two f32 that add up to it.
-DEV float2 halves(f64 g) {
-    const f32 high = f32(g);
-    return make_float2(high, f32(g - high));
-}
-DEV f32 difference(float2 a, float2 b) { return (a.x - b.x) + (a.y - b.y); }
 // In place, one warp.
 template <int COUNT>
 DEV void halve_g(u8* at) {
-    for (int i = int(threadIdx.x) % 32; i < COUNT; i += 32)
+    for (int i = lane_here(); i < COUNT; i += 32)
         *reinterpret_cast<float2*>(at + 8 * i) = halves(*reinterpret_cast<const f64*>(at + 8 * i));
 }
 // A plane of ones beside the others of a stage, which no copy writes. One warp.

@@ -114,7 +114,8 @@ DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
 
 // Rounds sums times coefficients to where queries read them.
 DEV void publish(Sums& sums, u8* to, const f32* coefficients, f32* ones) {
-    const int thread = int(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
+    // Asked for anew here and below: what is made of it would be kept in registers from chunk to chunk.
+    const int thread = hopper::thread_here() & 127, warp = thread / 32, lane = thread % 32;
     // Sums of ones by way of shared memory, since those who have them are few.
     group_sync(1, 128);
     if (warp < 2) {
@@ -147,12 +148,13 @@ DEV void publish(Sums& sums, u8* to, const f32* coefficients, f32* ones) {
         if constexpr (NV % 2) store_matrices<2>(own + (NV - 1) * SUM_PLANE + j * 1024, r[NV - 1]);
     }
     group_sync(1, 128);
-    u8* const plane = to + NV * SUM_PLANE + thread * 16;
-    auto put = [&](int m, const f32& x) { *reinterpret_cast<u16*>(plane + m * 2048) = bf16_bits(x * coefficients[thread + 128 * m]); };
-    const int part = thread / 16 % 4, i = thread % 32, apart = thread / 64 + part / 2 * 8;
+    const int own_row = hopper::thread_here() & 127;
+    u8* const plane = to + NV * SUM_PLANE + own_row * 16;
+    auto put = [&](int m, const f32& x) { *reinterpret_cast<u16*>(plane + m * 2048) = bf16_bits(x * coefficients[own_row + 128 * m]); };
+    const int part = own_row / 16 % 4, i = own_row % 32, apart = own_row / 64 + part / 2 * 8;
 #pragma unroll
     for (int m = 0; m < 4; m++) put(m, ones[i * ONES_ROW + (i + apart + 2 * m) % 32]);
-    if (thread < 64) put(4, ones[part == 0 ? i * ONES_ROW + i + 16 : part < 3 ? (thread - 16) * ONES_ROW + 32 : 32 * ONES_ROW + 32]);
+    if (own_row < 64) put(4, ones[part == 0 ? i * ONES_ROW + i + 16 : part < 3 ? (own_row - 16) * ONES_ROW + 32 : 32 * ONES_ROW + 32]);
 }
 
 // The warpgroup that sums.
@@ -272,13 +274,6 @@ DEV void read(f32 (&acc)[NA], const u8* row, int t, u32 address) {
     mma_touch(acc);
 }
 
-DEV f32 polynomial(f32 x, const f32* a) {
-    f32 y = a[TERMS - 1];
-#pragma unroll
-    for (int i = TERMS - 2; i >= 0; i--) y = fmaf(y, x, a[i]);
-    return y;
-}
-
 // Where a warp that reads is: in shared memory, since registers are scarce.
 struct Turn {
     int c, h;                        // chunk, query head of the group
@@ -367,9 +362,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
         const u8* const queries_at = at + QUERIES + queries.stage() * QUERY_BYTES;
         const u8* const row = queries_at + (lane.rows(c) + g) * 16;
         auto row_g = [&](int k) { return reinterpret_cast<const float2*>(queries_at + QUERY_G)[lane.rows(c) + g + 8 * k]; };
-        // From which token on weights are exact. Weights are relative to 2^shift, which moves where one would be larger than
-        // 2^limit. Where all are exact the first ones' largest is what they are relative to.
-        constexpr f32 LARGE = 80.0f;
+        // From which token on weights are exact. Where all are, the first ones' largest is what they are relative to.
         const int since = HAS_NEAR ? w.since(rows) : 0;
         f32 shift[2] = {0.0f, 0.0f}, limit = since <= 0 ? -INFINITY : LARGE;
 
@@ -401,83 +394,8 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
 #pragma unroll
                 for (int k = 0; k < 2; k++) fade[k] = difference(row_g(k), end_g) * LOG2E;
             }
-            // To weights: those of 16 keys are four words.
-            const bool diagonal = first == rows, is_exact = HAS_NEAR && first >= since;
             u32 weights[16];
-            if (is_exact) {
-                if (diagonal) {
-#pragma unroll
-                    for (int i = 0; i < 32; i++)
-                        if (8 * (i >> 2) + 2 * t + (i & 1) > g + 8 * (i >> 1 & 1)) s[i] = -INFINITY;
-                }
-                // To exponents, and the largest of each row's.
-                f32 largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    float2 f = make_float2(0.0f, 0.0f);
-                    if constexpr (HAS_G) f = *reinterpret_cast<const float2*>(fall + 8 * j);
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        s[4 * j + 2 * k] = fmaf(s[4 * j + 2 * k], p.exp2_scale, fade[k] - shift[k] + f.x);
-                        s[4 * j + 2 * k + 1] = fmaf(s[4 * j + 2 * k + 1], p.exp2_scale, fade[k] - shift[k] + f.y);
-                        largest[k] = fmaxf(largest[k], fmaxf(s[4 * j + 2 * k], s[4 * j + 2 * k + 1]));
-                    }
-                }
-                if (__any_sync(ALL_LANES, fmaxf(largest[0], largest[1]) > limit)) {
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        largest[k] = fmaxf(largest[k], __shfl_xor_sync(ALL_LANES, largest[k], 1));
-                        largest[k] = fmaxf(largest[k], __shfl_xor_sync(ALL_LANES, largest[k], 2));
-                        const f32 by = largest[k] > limit ? largest[k] : 0.0f;
-                        // Of the first ones it may be negative, when there is nothing to scale.
-                        const f32 times = exp2_fast(-fmaxf(by, 0.0f));
-                        shift[k] += by;
-#pragma unroll
-                        for (int m = 0; m < NT; m++) acc[4 * m + 2 * k] *= times, acc[4 * m + 2 * k + 1] *= times;
-#pragma unroll
-                        for (int j = 0; j < 8; j++) s[4 * j + 2 * k] -= by, s[4 * j + 2 * k + 1] -= by;
-                    }
-                }
-                limit = LARGE;
-#pragma unroll
-                for (int j = 0; j < 8; j++)
-#pragma unroll
-                    for (int k = 0; k < 2; k++) weights[2 * j + k] = pack2(exp2_fast(s[4 * j + 2 * k]), exp2_fast(s[4 * j + 2 * k + 1]));
-            } else if (HAS_NEAR || !diagonal) {
-                // By the polynomial, all before the rows.
-                f32 a[2][TERMS];
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const f32 by = HAS_G ? exp2_fast(fminf(fade[k], 0.0f)) : 1.0f;
-#pragma unroll
-                    for (int i = 0; i < TERMS; i++) a[k][i] = HAS_G ? p.a[i] * by : p.a[i];
-                }
-#pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    float2 f = make_float2(1.0f, 1.0f);
-                    if constexpr (HAS_G) f = *reinterpret_cast<const float2*>(fall + PIECE + 8 * j);
-#pragma unroll
-                    for (int k = 0; k < 2; k++)
-                        weights[2 * j + k] = pack2(polynomial(s[4 * j + 2 * k], a[k]) * f.x, polynomial(s[4 * j + 2 * k + 1], a[k]) * f.y);
-                }
-            } else {
-#pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    float2 f = make_float2(0.0f, 0.0f);
-                    if constexpr (HAS_G) f = *reinterpret_cast<const float2*>(fall + 8 * j);
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        f32 y[2];
-#pragma unroll
-                        for (int e = 0; e < 2; e++) {
-                            y[e] = polynomial(s[4 * j + 2 * k + e], p.a);
-                            if constexpr (HAS_G) y[e] *= exp2_fast(fminf(fade[k] + (e == 0 ? f.x : f.y), 0.0f));
-                            if (8 * j + 2 * t + e > g + 8 * k) y[e] = 0.0f;
-                        }
-                        weights[2 * j + k] = pack2(y[0], y[1]);
-                    }
-                }
-            }
+            weigh(p, s, weights, acc, shift, limit, fade, fall, HAS_NEAR && first >= since, first == rows, g, t);
             const Descriptor<128, PLANE> values(address + KEY_BYTES);
             mma_fence();
 #pragma unroll

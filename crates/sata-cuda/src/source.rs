@@ -33,7 +33,9 @@ const HEADERS: &[(&str, &str)] = headers![
     "stream_backward_fetch.cuh",
     "stream_backward_pairs.cuh",
     "stream_backward_tables.cuh",
+    "stream_hopper.cuh",
     "stream_scan.cuh",
+    "stream_sixteen.cuh",
     "stream_types.cuh",
     "stream_wide.cuh",
 ];

@@ -6,7 +6,8 @@
 //!    the chunk's keys are added (`stream_read.cu`).
 //!
 //! Keys of 32 have kernels of their own, for Hopper's `wgmma` (`stream_wide_sums.cu`,
-//! `stream_wide_read.cu`): orders up to 2.
+//! `stream_wide_read.cu`): orders up to 2. So have keys of 16 with order 3
+//! (`stream_sixteen_sums.cu`, `stream_sixteen_read.cu`).
 //!
 //! Sums are f32; features and what queries read are bf16, as inputs and outputs are.
 
@@ -35,6 +36,11 @@ const MOST_ORDER: usize = 4;
 const WIDE_ORDER: usize = 2;
 const WIDE_VALUE: usize = 32;
 const WIDE_PIECE: usize = 64;
+/// Whether plans choose the kernels of those keys without being asked for unproven ones: once a GPU
+/// has run them as they are.
+const WIDE_IS_PROVEN: bool = false;
+/// The same of those of keys of 16 and order 3 on Hopper.
+const SIXTEEN_IS_PROVEN: bool = false;
 /// The longest sequence.
 const MOST_TOKENS: usize = 1 << 30;
 /// Sequences, and key/value heads, at most.
@@ -67,9 +73,8 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
         }
     };
     let capability = problem.device.properties().capability;
-    // With near blocks and decays together the wide one spills three registers, which wgmma forbids.
-    let fits = !(problem.near() >= 0 && problem.fades());
-    (if wide { wish.unproven && fits && capability == (9, 0) } else { capability >= (8, 0) })
+    let proven = WIDE_IS_PROVEN || wish.unproven;
+    (if wide { proven && capability == (9, 0) } else { capability >= (8, 0) })
         && problem.element == "bf16"
         && problem.causal
         && problem.past.is_none()
@@ -103,8 +108,21 @@ pub(crate) fn is_short(problem: &Problem<'_>, wish: Wish) -> bool {
         && problem.sequences.iter().all(|s| s.queries <= SHORT)
 }
 
-fn shape(problem: &Problem<'_>) -> Shape {
+/// Whether `stream_sixteen.cuh` computes a problem that these kernels serve.
+fn is_sixteen(problem: &Problem<'_>, wish: Wish) -> bool {
     let spec = problem.spec;
+    let orders = spec.orders();
+    (SIXTEEN_IS_PROVEN || wish.unproven)
+        && problem.device.properties().capability == (9, 0)
+        && spec.d_key() == 16
+        && spec.d_value() == 16
+        && orders.iter().max() == Some(&3)
+        && (spec.near() == Near::None || spec.block().is_multiple_of(WIDE_PIECE))
+}
+
+fn shape(problem: &Problem<'_>, wish: Wish) -> Shape {
+    let spec = problem.spec;
+    let sixteen = is_sixteen(problem, wish);
     Shape {
         d_key: spec.d_key(),
         d_value: spec.d_value(),
@@ -113,10 +131,12 @@ fn shape(problem: &Problem<'_>) -> Shape {
         near: problem.near() >= 0,
         program: match spec.d_key() {
             WIDE => Program::wide(),
+            _ if sixteen => Program::sixteen(),
             d_key => Program::new(d_key, &spec.orders()),
         },
         takes: false,
         gives: false,
+        sixteen,
     }
 }
 
@@ -146,9 +166,10 @@ impl Tables {
         let factors: Vec<f64> = coefficients.iter().enumerate().map(factor).collect();
         let mut left = multiplicities(&*plan.basis()?);
         let part = |shape: Shape| {
-            let (sums, read) = match shape.is_wide() {
-                true => ("stream_wide_sums", "stream_wide_read"),
-                false => ("stream_sums", "stream_read"),
+            let (sums, read) = match &shape {
+                shape if shape.is_wide() => ("stream_wide_sums", "stream_wide_read"),
+                shape if shape.sixteen => ("stream_sixteen_sums", "stream_sixteen_read"),
+                _ => ("stream_sums", "stream_read"),
             };
             let table = shape.program.coefficients(&mut left, &factors);
             Ok(Part {
@@ -159,7 +180,11 @@ impl Tables {
                 shape,
             })
         };
-        let parts = shape(problem).parts().into_iter().map(part).collect::<Result<_, Error>>()?;
+        let parts = shape(problem, plan.wish())
+            .parts()
+            .into_iter()
+            .map(part)
+            .collect::<Result<_, Error>>()?;
         let mut a = [0.0; 8];
         for (to, &from) in a.iter_mut().zip(&factors) {
             *to = from as f32;

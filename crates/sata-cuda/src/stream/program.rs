@@ -1,4 +1,4 @@
-//! The features of the streaming kernels (`stream.cuh`, `stream_wide.cuh`): monomials eight at a
+//! The features of the streaming kernels (`stream.cuh`, `stream_sixteen.cuh`, `stream_wide.cuh`): monomials eight at a
 //! time, each the one before with all indices moved on by one.
 
 use std::collections::HashMap;
@@ -51,6 +51,47 @@ impl Program {
                 (8, _) => vec![],
                 _ => vec![from, (from + tile + 8 * orbit) % d_key],
             });
+        }
+        Program { d_key, halves }
+    }
+
+    /// The features of `stream_sixteen.cuh`, in 16 indices and of orders up to 3, whichever orders
+    /// are kept: tiles of four orbits.
+    pub(super) fn sixteen() -> Self {
+        let d_key = 16;
+        let orbit = |indices: &[usize]| {
+            [0, HALF].map(|by| indices.iter().map(|i| (i + by) % d_key).collect::<Vec<_>>())
+        };
+        // Distance of the second index, and a quarter of the first third one's.
+        let tile = |second: Option<usize>, third: usize| {
+            (4 * third..4 * third + 4).flat_map(move |last| match second {
+                Some(second) => orbit(&[0, second, last]),
+                None => orbit(&[0, last]),
+            })
+        };
+        let mut halves = vec![];
+        for third in 0..3 {
+            halves.extend(tile(Some(0), third));
+        }
+        halves.extend(orbit(&[0, 5, 10]));
+        halves.extend([vec![0, 8], vec![]]);
+        halves.extend(orbit(&[0]));
+        halves.extend(orbit(&[0, 3, 7]));
+        for (second, third) in [
+            (Some(0), 3),
+            (Some(1), 1),
+            (Some(1), 2),
+            (Some(1), 3),
+            (Some(2), 1),
+            (Some(2), 2),
+            (Some(2), 3),
+            (None, 0),
+            (Some(3), 2),
+            (Some(3), 3),
+            (Some(4), 2),
+            (None, 1),
+        ] {
+            halves.extend(tile(second, third));
         }
         Program { d_key, halves }
     }
@@ -204,6 +245,23 @@ mod tests {
             let coefficients = program.coefficients(&mut multiplicities(&basis), &[1.0; 3]);
             let used = coefficients.iter().filter(|&&c| c > 0.0).count();
             assert_eq!(used, basis.len(), "{orders:?}");
+        }
+    }
+
+    #[test]
+    fn every_monomial_of_heads_of_16_has_one_coefficient() {
+        for orders in [vec![0, 1, 2, 3], vec![0, 3], vec![3]] {
+            let program = Program::sixteen();
+            assert_eq!(program.features(), 1024);
+            let basis = Basis::new(16, &orders).unwrap();
+            let coefficients = program.coefficients(&mut multiplicities(&basis), &[1.0; 4]);
+            let used = coefficients.iter().filter(|&&c| c > 0.0).count();
+            assert_eq!(used, basis.len(), "{orders:?}");
+            // Orbits that the kernel leaves out, since they have been before.
+            let orbit = |tile: usize, orbit: usize| &coefficients[64 * tile + 16 * orbit..][..16];
+            for (tile, at) in [(10, 2), (13, 2), (13, 3)] {
+                assert!(orbit(tile, at).iter().all(|&c| c == 0.0), "{tile}, {at}");
+            }
         }
     }
 

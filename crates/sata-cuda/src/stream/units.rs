@@ -20,6 +20,8 @@ pub(super) struct Shape {
     /// Whether other parts' numerators and denominators are added, and whether these are given on.
     pub takes: bool,
     pub gives: bool,
+    /// Whether `stream_sixteen.cuh` computes it, whose features these are.
+    pub sixteen: bool,
 }
 
 /// Accumulators of a thread that hold sums, at most: the other registers are for queries.
@@ -110,17 +112,27 @@ impl Shape {
 
     /// The blocks that sum.
     pub(super) fn sums_blocks(&self) -> Blocks {
-        match self.is_wide() {
-            true => Blocks { units: 2, threads: 384, shared: 2 * self.wide_sum_bytes(0) },
-            false => self.read_blocks(),
+        match self {
+            _ if self.is_wide() => {
+                Blocks { units: 2, threads: 384, shared: 2 * self.wide_sum_bytes(0) }
+            }
+            _ if self.sixteen => {
+                Blocks { units: 1, threads: 512, shared: self.sixteen_sum_bytes() }
+            }
+            _ => self.small_blocks(),
         }
+    }
+
+    fn small_blocks(&self) -> Blocks {
+        Blocks { units: self.units(), threads: self.threads(), shared: self.shared() }
     }
 
     /// The blocks that read.
     pub(super) fn read_blocks(&self) -> Blocks {
-        match self.is_wide() {
-            true => Blocks { units: 1, threads: 512, shared: self.wide_bytes() },
-            false => Blocks { units: self.units(), threads: self.threads(), shared: self.shared() },
+        match self {
+            _ if self.is_wide() => Blocks { units: 1, threads: 512, shared: self.wide_bytes() },
+            _ if self.sixteen => Blocks { units: 1, threads: 512, shared: self.sixteen_bytes() },
+            _ => self.small_blocks(),
         }
     }
 
@@ -135,7 +147,7 @@ impl Shape {
     /// Units of the blocks that read that a multiprocessor runs at once, when a thread has so many registers (of 65,536, a
     /// quarter per scheduler) and there are so many bytes of shared memory.
     pub(super) fn residents(&self, registers: u32, shared: usize) -> usize {
-        if self.is_wide() {
+        if self.is_wide() || self.sixteen {
             return 1;
         }
         let registers = (registers as usize).next_multiple_of(8).max(32);
@@ -194,6 +206,24 @@ impl Shape {
             + 8
     }
 
+    /// Bytes of shared memory of `stream_sixteen_sums.cu`.
+    fn sixteen_sum_bytes(&self) -> usize {
+        let stage = (2 + self.column_tiles()) * (128 * 16 + 32) + usize::from(self.fades) * 128 * 8;
+        2 * stage + 8 * 49 * 32
+    }
+
+    /// Bytes of shared memory of `stream_sixteen_read.cu`.
+    fn sixteen_bytes(&self) -> usize {
+        let (tiles, g) = (self.column_tiles(), usize::from(self.fades));
+        let features = self.program.features();
+        let queries = 64 * 48 + g * (64 * 8 + 16);
+        let piece = (2 + tiles) * (64 * 16 + 32) + g * 64 * 16;
+        (self.sixteen_sum_bytes() + 4 * (queries + piece)).next_multiple_of(128)
+            + 2 * tiles * features * 16
+            + features * 4
+            + 4 * 8
+    }
+
     /// Bytes of shared memory of a block of threads: its units', and coefficients.
     fn shared(&self) -> usize {
         self.units() * self.unit_bytes() + self.program.features() * 4
@@ -235,6 +265,13 @@ impl Shape {
                 .size_of::<Chains>("CHAINS_BYTES")
                 .hot();
         }
+        if self.sixteen {
+            return self
+                .wide(unit!("stream_sixteen_sums.cu"))
+                .define("UNIT_BYTES", self.sixteen_sum_bytes())
+                .size_of::<Chains>("CHAINS_BYTES")
+                .hot();
+        }
         self.unit(unit!("stream_sums.cu")).size_of::<Chains>("CHAINS_BYTES").hot()
     }
 
@@ -242,6 +279,10 @@ impl Shape {
         if self.is_wide() {
             let unit = self.wide(unit!("stream_wide_read.cu")).hot();
             return unit.define("UNIT_BYTES", self.wide_bytes());
+        }
+        if self.sixteen {
+            let unit = self.wide(unit!("stream_sixteen_read.cu")).hot();
+            return unit.define("UNIT_BYTES", self.sixteen_bytes());
         }
         let unit = self.unit(unit!("stream_read.cu"));
         // With features of order 4 sm_80 has a few registers too few; spilled ones are not those of

@@ -1,0 +1,100 @@
+//! The kernels of keys of 16 and order 3 that walk over a sequence with its sums in registers, on Hopper's matrix units, against the
+//! oracle: on a GPU that has them, or else emulated.
+
+#[path = "../../sata/tests/common/mod.rs"]
+mod common;
+mod gpu;
+
+use common::truth::truth;
+use common::{Fade, Inputs, Sizes, rng};
+use gpu::{ALLOWED, OnDevice, blank, error, feed, hopper, run};
+use half::bf16;
+use sata::{Decay, Near, Series, Spec, SpecBuilder};
+use sata_cuda::{Device, Plan, State};
+
+fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade, segment: usize) {
+    let spec = spec.decay(fade.decay()).build().unwrap();
+    let truth = truth(&spec, inputs, fade, true);
+    let plan = Plan::new(device, &spec).unwrap().with_unproven_kernels().with_chunk(segment);
+    let (y, _) = run(&plan, inputs, fade, true);
+    let error = error(&y, &truth);
+    let what = format!("{spec:?} {:?} segments of {segment}", inputs.sizes);
+    eprintln!("{error:.2e} {what}");
+    assert!(error < ALLOWED, "{error:e}: {what}");
+    let (again, _) = run(&plan, inputs, fade, true);
+    let bits = |y: &[bf16]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    assert!(bits(&y) == bits(&again), "two runs differ: {what}");
+    // Other kernels, which serve calls that continue a state, round otherwise, where there is enough to
+    // round: these are not those.
+    if inputs.sizes.queries > 256 {
+        let s = inputs.sizes;
+        let mut other = blank::<bf16>(device, s);
+        let mut state = State::new(&plan, s.batch, s.kv_heads).unwrap();
+        let there = OnDevice::new(device, inputs, fade);
+        feed(&plan, &mut state, &there, 0..s.queries, &mut other);
+        let other = other.to_vec().unwrap();
+        assert!(bits(&y) != bits(&other), "not computed in one pass: {what}");
+    }
+}
+
+fn sizes(tokens: usize) -> Sizes {
+    Sizes { kv_heads: 2, ..Sizes::self_attention(tokens, 16, 16) }
+}
+
+#[test]
+fn orders() {
+    let device = hopper();
+    let mut rng = rng();
+    let fixed = |a: &[f64]| Series::Fixed { coefficients: a.to_vec() };
+    for series in [Series::Taylor, fixed(&[1.0, 0.0, 0.0, 0.2])] {
+        let inputs = Inputs::<bf16>::new(&mut rng, sizes(400)).gain(0.5);
+        let mut spec = Spec::new(16, 16).series(series.clone());
+        if series == Series::Taylor {
+            spec = spec.terms(4);
+        }
+        check(&device, spec, &inputs, &Fade::None, 128);
+    }
+}
+
+#[test]
+fn lengths_around_pieces_chunks_and_segments() {
+    let device = hopper();
+    let mut rng = rng();
+    for tokens in [1, 15, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 257, 385] {
+        for near in [Near::None, Near::Blocks(0), Near::Blocks(1)] {
+            let inputs = Inputs::<bf16>::new(&mut rng, Sizes { kv_heads: 1, ..sizes(tokens) });
+            let spec = Spec::new(16, 16).terms(4).near(near).block(64);
+            check(&device, spec, &inputs, &Fade::None, 128);
+        }
+    }
+}
+
+#[test]
+fn near_decay_groups() {
+    let device = hopper();
+    let mut rng = rng();
+    for decay in [Decay::None, Decay::Slopes, Decay::Gates] {
+        for (near, block, segment) in [
+            (Near::None, 64, 256),
+            (Near::Blocks(1), 64, 128),
+            (Near::Blocks(2), 192, 256),
+            (Near::Blocks(0), 256, 128),
+        ] {
+            let s = Sizes { batch: 2, group: 3, ..sizes(530) };
+            let inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+            let fade = Fade::new(&mut rng, decay, s);
+            let spec = Spec::new(16, 16).terms(4).near(near).block(block);
+            check(&device, spec, &inputs, &fade, segment);
+        }
+    }
+}
+
+#[test]
+fn large_logits_near_do_not_overflow() {
+    let device = hopper();
+    let mut rng = rng();
+    // Logits of about ±80.
+    let inputs = Inputs::<bf16>::new(&mut rng, sizes(300)).gain(17.0);
+    let spec = Spec::new(16, 16).terms(4).near(Near::Blocks(4));
+    check(&device, spec, &inputs, &Fade::None, 128);
+}
