@@ -61,6 +61,10 @@ pub struct RecallArgs {
     /// Steps between looks at the accuracy
     #[arg(long, value_name = "N", default_value_t = 250, value_parser = size)]
     every: usize,
+    /// Look at each layer's tensors and their gradients in every step, and stop at the first number
+    /// that is not finite, which is named: slow, to find where it comes from
+    #[arg(long)]
+    check_finite: bool,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -123,6 +127,9 @@ pub fn run(args: &RecallArgs) -> Outcome {
     let weights = weights.into_iter().map(there).collect::<Result<_, TrainError>>()?;
     let (task, train) = (file.recall.clone(), file.train.clone());
     let mut trainer = RecallTrainer::new(&config, task, train, threads, &weights)?;
+    if args.check_finite {
+        trainer = trainer.watched();
+    }
     let began = Instant::now();
     let most = file.recall.pairs.iter().copied().max().unwrap_or(1);
     let nearest = file.recall.distances.iter().copied().min().unwrap_or(0);

@@ -80,6 +80,8 @@ constexpr int KEY_BYTES = KEY_TILE * DQ * 2;
 constexpr int VALUE_BYTES = KEY_TILE * NP * 2;
 constexpr int META_BYTES = HAS_G ? KEY_TILE * 8 + 16 : 0;
 constexpr int TILE_BYTES = KEY_BYTES + VALUE_BYTES + META_BYTES;
+// Where the one beside a token's value is.
+DEV int ones_of(int token) { return KEY_BYTES + (token / 8 * NP + D_VALUE / 8 * 8 + token % 8) * 16 + D_VALUE % 8 * 2; }
 constexpr int META = KEY_BYTES + VALUE_BYTES, META_END = META + KEY_TILE * 8;
 // The same tokens for sums: four slabs of 16 tokens [D_KEY + 1][16] transposed (the last row ones; token t of the 16 at
 // place 4 * (t % 8 / 2) + 2 * (t / 8) + t % 2), then values weighed to the end of the chunk.

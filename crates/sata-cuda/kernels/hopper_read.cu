@@ -37,6 +37,7 @@ struct ReadQueries {
     const Sequence* sequences;
     const int2* items;          // sequence, first row (a multiple of QUERIES, counted in the window)
     const double* references;   // [kv head][chunk]
+    const int* last;            // [works]: tokens of the window up to the last that is there; or null: all are
     Tally* tally;
     i64 most_queries;
     int tile_count, chunk_count, chunk_tokens, group, first_head, heads;
@@ -167,6 +168,30 @@ DEV bool rows_at(const ReadQueries& p, int n, Rows& rows) {
     return true;
 }
 
+// g at a token, of the records of its head's window.
+DEV double g_at(const char* tiles, int t) {
+    const char* const record = tiles + (i64)(t / KEY_TILE) * TILE_BYTES;
+    return *(const double*)(record + META_END) - (double)(((const float*)(record + META))[t % KEY_TILE] * (1.f / LOG2E));
+}
+DEV const char* tiles_of_window(const ReadQueries& p, const Rows& rows) {
+    return p.tiles + ((i64)rows.kv * p.tile_count + rows.seq.tile) * TILE_BYTES;
+}
+
+// Weights are relative to 2^shift. Before anything near has been seen that is 1, unless nothing of the far past would be left
+// beside it: then what the last far token has faded to, or NOTHING where nothing is far. Near logits may raise it.
+constexpr float NOTHING = -1e30f;
+constexpr float FADED = -60.f;
+DEV float first_shift(const ReadQueries& p, const Rows& rows, int t, double own) {
+    const int far = p.near_blocks < 0 ? t + 1 : max(0, (t / p.block - p.near_blocks) * p.block);
+    const int last = far > 0 && p.last ? p.last[rows.seq.work + far - 1] : far;
+    if (last == 0 && !(p.initial && rows.seq.folded > 0)) return NOTHING;
+    if constexpr (!HAS_G) return 0.f;
+    const char* const tiles = tiles_of_window(p, rows);
+    const double mark = last > 0 ? g_at(tiles, last - 1) : p.references[(i64)rows.kv * p.chunk_count + rows.seq.chunk];
+    const float faded = (float)(own - mark) * LOG2E;
+    return faded < FADED ? fmaxf(faded, NOTHING) : 0.f;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __grid_constant__ ReadQueries p) {
     const u32 base = smem(shared);
     u32* const q_words = (u32*)(shared + STAGES * STAGE_BYTES);
@@ -270,7 +295,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         float acc[ROW_TILES][NA];
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-            if (HAS_NEAR && (threadIdx.x & 127) < 64) row_shift[place_of(r) * 64 + (threadIdx.x & 127)] = 0.f;
 #pragma unroll
             for (int i = 0; i < NA; i++) acc[r][i] = 0.f;
         }
@@ -401,24 +425,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
         for (int r = 0; r < ROW_TILES; r++) mma_touch(acc[r]);
 
         now = look_up();
-        // g at the rows, and what is left of the far past there.
-        if constexpr (HAS_G) {
+        // g at the rows, what is left of the far past there, and what weights are relative to.
+        if constexpr (HAS_G || HAS_NEAR) {
             if (!p.full) {
-                const char* const tiles = p.tiles + ((i64)now.kv * p.tile_count + now.seq.tile) * TILE_BYTES;
-                const double before = p.references[(i64)now.kv * p.chunk_count + now.far_chunk];
+                const char* const tiles = tiles_of_window(p, now);
+                const double before = HAS_G ? p.references[(i64)now.kv * p.chunk_count + now.far_chunk] : 0.;
 #pragma unroll
                 for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
-                        const int row = tile_of(r) * 64 + g + 8 * h, t = min(now.row0 + row, now.seq.tokens - 1);
-                        const char* record = tiles + (i64)(t / KEY_TILE) * TILE_BYTES;
-                        const double own = *(const double*)(record + META_END) - (double)(((const float*)(record + META))[t % KEY_TILE] * (1.f / LOG2E));
-                        if (m == 0) row_g[place_of(r) * 64 + g + 8 * h] = own;
-                        const float f = exp2_fast((float)(own - before) * LOG2E);
+                        const int row = place_of(r) * 64 + g + 8 * h, t = min(now.row0 + tile_of(r) * 64 + g + 8 * h, now.seq.tokens - 1);
+                        const double own = HAS_G ? g_at(tiles, t) : 0.;
+                        float left = (float)(own - before) * LOG2E;
+                        if constexpr (HAS_NEAR) {
+                            const float shift = first_shift(p, now, t, own);
+                            left = fminf(left - shift, 0.f);
+                            if (m == 0) row_shift[row] = shift;
+                        }
+                        if constexpr (HAS_G) {
+                            if (m == 0) row_g[row] = own;
+                            const float f = exp2_fast(left);
 #pragma unroll
-                        for (int j = 0; j < NA / 4; j++) {
-                            acc[r][4 * j + 2 * h] *= f;
-                            acc[r][4 * j + 2 * h + 1] *= f;
+                            for (int j = 0; j < NA / 4; j++) {
+                                acc[r][4 * j + 2 * h] *= f;
+                                acc[r][4 * j + 2 * h + 1] *= f;
+                            }
                         }
                     }
                 __syncwarp();
@@ -456,8 +487,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
             mma_commit();
         };
         // Dot products to weights, in pairs as A's words have them.
-        // Weights are relative to 2^shift, which grows where near logits are so large that exp would overflow. In shared
-        // memory, one for a row: registers are scarce.
+        // The shift grows where near logits are so large that exp would overflow. In shared memory, one for a row: registers
+        // are scarce.
         auto weigh = [&](float (&acc)[NA], float (&x)[32], u32 (&w)[16], int r, int n, u32 at) {
             float* const shifts = row_shift + place_of(r) * 64 + g;
             const bool sink_pass = n < now.sink_tiles;
@@ -478,7 +509,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 if constexpr (HAS_G || HAS_NEAR) {
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
-                        const float scale = exp2_fast(fminf(end_fade[h], 0.f) - (HAS_NEAR ? shifts[8 * h] : 0.f));
+                        const float scale = exp2_fast(fminf(end_fade[h] - (HAS_NEAR ? shifts[8 * h] : 0.f), 0.f));
 #pragma unroll
                         for (int o = 0; o < TERMS; o++) a[h][o] = p.a[o] * scale;
                     }
@@ -522,11 +553,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                     if (!__any_sync(~0u, (most & 0xffff) >= LARGE || most >> 16 >= LARGE)) return;
                 }
             }
-            const bool diagonal = sink_pass || key0 + KEY_TILE > rows;
             int start[2] = {1 << 30, 1 << 30};
             float shift[2] = {0.f, 0.f};
+            // What a key has faded to at a row.
+            auto faded = [&](int key, int h) { return HAS_G ? fminf(end_fade[h] + fall[key], 0.f) : 0.f; };
+            // Whether a key is there: its one is.
+            auto is = [&](int key) { return *(const u16*)(shared + (at - base) + ones_of(key)) != 0; };
             if constexpr (HAS_NEAR) {
-                float most[2] = {0.f, 0.f};
+                float most[2] = {NOTHING, NOTHING};
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     shift[h] = shifts[8 * h];
@@ -535,8 +569,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 }
 #pragma unroll
                 for (int i = 0; i < 32; i++) {
-                    const int s = key0 + 8 * (i >> 2) + 2 * m + (i & 1), h = i >> 1 & 1;
-                    if (s >= start[h] && s <= rows + g + 8 * h) most[h] = fmaxf(most[h], x[i] * p.exp2_scale);
+                    const int key = 8 * (i >> 2) + 2 * m + (i & 1), s = key0 + key, h = i >> 1 & 1;
+                    // What has faded is no longer the largest.
+                    if (s >= start[h] && s <= rows + g + 8 * h && is(key)) most[h] = fmaxf(most[h], fmaf(x[i], p.exp2_scale, faded(key, h)));
                 }
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
@@ -556,7 +591,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 if (m == 0) shifts[0] = shift[0], shifts[8] = shift[1];
                 __syncwarp();
             }
-            const float far[2] = {exp2_fast(-shift[0]), exp2_fast(-shift[1])};
 #pragma unroll
             for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -565,10 +599,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         const int key = 8 * j + 2 * m + e, s = key0 + key;
-                        const float dot = x[4 * j + 2 * h + e];
-                        y[e] = HAS_NEAR && s >= start[h] ? exp2_fast(fmaf(dot, p.exp2_scale, -shift[h])) : horner(dot, p.a) * far[h];
-                        if constexpr (HAS_G) y[e] *= diagonal ? exp2_fast(fminf(end_fade[h] + fall[key], 0.f)) : exp2_fast(fminf(end_fade[h], 0.f)) * fall[KEY_TILE + key];
-                        if (s > rows + g + 8 * h) y[e] = 0.f;
+                        const float dot = x[4 * j + 2 * h + e], left = faded(key, h) - shift[h];
+                        bool sees = s <= rows + g + 8 * h;
+                        if (HAS_NEAR && s >= start[h]) {
+                            y[e] = exp2_fast(fmaf(dot, p.exp2_scale, left));
+                            sees = sees && is(key);
+                        } else {
+                            y[e] = horner(dot, p.a);
+                            if constexpr (HAS_G || HAS_NEAR) y[e] *= exp2_fast(fminf(left, 0.f));
+                        }
+                        if (!sees) y[e] = 0.f;
                     }
                     w[2 * j + h] = pack2(y[0], y[1]);
                 }

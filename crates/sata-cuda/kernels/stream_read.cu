@@ -5,6 +5,8 @@
 #include "stream.cuh"
 
 using Outputs = f32[ROW_TILES][NT][4];
+// The power of 2 below which what has faded is weighed relative to what the last far token has faded to.
+constexpr f32 FADED = -60.0f;
 
 // The row tiles of a warp: of two one of the first half of the chunk and one of the second, so that all weigh equally many keys.
 DEVICE int row_tile(const Place& at, int r) {
@@ -104,6 +106,22 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                 for (int n = 0; n < NT; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) acc[r][n][e] = 0.0f;
+            if constexpr (HAS_NEAR) {
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++) {
+                    since[r] = ((c * CHUNK + row_tile(at, r) * 16) / at.block - at.near) * at.block;
+                    shift[r][0] = shift[r][1] = since[r] > 0 ? 0.0f : -INFINITY;
+                    if (HAS_G && since[r] > 0) {
+                        // What is far may have faded so much that nothing of it would be left beside 1.
+                        const f64 far_g = at.g()[min(since[r], at.tokens()) - 1];
+#pragma unroll
+                        for (int k = 0; k < 2; k++) {
+                            const f32 faded = f32(row_g(r, k) - far_g) * LOG2E;
+                            if (faded < FADED) shift[r][k] = faded;
+                        }
+                    }
+                }
+            }
             if (frontier > 0) {
                 u32 x[ROW_TILES][2][D];
 #pragma unroll
@@ -125,17 +143,10 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                     for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                         for (int k = 0; k < 2; k++) {
-                            const f32 left = exp2_fast(f32(row_g(r, k) - from_g) * LOG2E);
+                            const f32 left = exp2_fast(f32(row_g(r, k) - from_g) * LOG2E - (HAS_NEAR ? shift[r][k] : 0.0f));
 #pragma unroll
                             for (int n = 0; n < NT; n++) acc[r][n][2 * k] *= left, acc[r][n][2 * k + 1] *= left;
                         }
-                }
-            }
-            if constexpr (HAS_NEAR) {
-#pragma unroll
-                for (int r = 0; r < ROW_TILES; r++) {
-                    since[r] = ((c * CHUNK + row_tile(at, r) * 16) / at.block - at.near) * at.block;
-                    shift[r][0] = shift[r][1] = since[r] > 0 ? 0.0f : -INFINITY;
                 }
             }
         }
@@ -256,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(UNITS * WARPS * 32, RESIDENTS) stre
                             for (int e = 0; e < 4; e++) w[j][e] *= exp2_fast(fminf(fade[e >> 1] + at.fall()[16 * tile + 8 * j + 2 * t + (e & 1)], 0.0f));
                     } else {
 #pragma unroll
-                        for (int k = 0; k < 2; k++) fade[k] = exp2_fast(fade[k]);
+                        for (int k = 0; k < 2; k++) fade[k] = exp2_fast(fade[k] - (HAS_NEAR ? shift[r][k] : 0.0f));
 #pragma unroll
                         for (int j = 0; j < 2; j++)
 #pragma unroll

@@ -138,6 +138,33 @@ fn full_gradients_are_the_oracles() {
     }
 }
 
+/// Queries and keys without norms: what is rounded of weights for dq is multiplied by keys of up to 30.
+#[test]
+fn logits_of_any_size_and_gates() {
+    let device = device();
+    let mut rng = rng();
+    let sizes = Sizes { kv_heads: 2, ..Sizes::self_attention(150, 32, 32) };
+    for (series, terms, near, block) in
+        [(Series::Taylor, 1, Near::Blocks(1 << 20), 64), (Series::power(2), 3, Near::Blocks(0), 16)]
+    {
+        for fade in [Fade::gates(sizes, 0.0), Fade::closing(&mut rng, sizes)] {
+            for logits in [-150.0, 150.0, 0.0] {
+                let inputs = Inputs::<bf16>::new(&mut rng, sizes).logits(logits);
+                let spec = spec(sizes, &series, terms).near(near).block(block);
+                let spec = spec.decay(Decay::Gates).build().unwrap();
+                let dy: Vec<bf16> = normal(&mut rng, sizes.y().iter().product());
+                let want = truth(&spec, &inputs.to::<f32>(), &fade, true, &f64s(&dy));
+                for form in [Form::Direct, Form::State] {
+                    let plan = Plan::new(&device, &spec).unwrap().with_form(form).with_chunk(64);
+                    let got = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
+                    let what = describe(&spec, &inputs, &fade, true, "backward");
+                    assert_gradients(&format!("{what}, {form:?}"), &got, &want, 150, 8.0 * ALLOWED);
+                }
+            }
+        }
+    }
+}
+
 /// Through sums of the matrix units.
 #[test]
 fn sums_of_matrix_units() {

@@ -188,6 +188,30 @@ fn large_logits_near_do_not_overflow() {
     check(&device, spec, &inputs, &Fade::None, true, 128);
 }
 
+/// Queries and keys without norms, as training makes them: logits of hundreds, of either sign, whose
+/// largest in a row may be far below 0, or may have faded away, beside gates from open to closed.
+#[test]
+fn logits_of_any_size_and_gates() {
+    let device = hopper();
+    let mut rng = rng();
+    let s = sizes(150, 32);
+    for (terms, series, near, block) in [
+        (1, Series::Taylor, Near::Blocks(1 << 20), 64),
+        (3, Series::power(2), Near::Blocks(0), 16),
+        (3, Series::Taylor, Near::Blocks(1), 32),
+    ] {
+        for fade in
+            [Fade::None, Fade::gates(s, 0.0), Fade::closing(&mut rng, s), Fade::gates(s, -40.0)]
+        {
+            for logits in [-150.0, 150.0, 0.0] {
+                let inputs = Inputs::<bf16>::new(&mut rng, s).logits(logits);
+                let spec = Spec::new(32, 32).terms(terms).series(series.clone());
+                check(&device, spec.near(near).block(block), &inputs, &fade, true, 64);
+            }
+        }
+    }
+}
+
 /// Without a GPU, where there is a compiler for one: calls of bf16 choose these kernels, and they
 /// compile, without spilling registers.
 #[test]

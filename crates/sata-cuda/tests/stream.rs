@@ -43,6 +43,30 @@ fn gates_that_close() {
     }
 }
 
+/// As in tests of wide heads: rows whose near logits are all far below 0, or have faded, beside what is
+/// far and has faded to nothing.
+#[test]
+fn logits_of_any_size_and_gates() {
+    let device = device();
+    let mut rng = rng();
+    for (d, terms, series, near, block) in [
+        (8, 3, Series::power(2), Near::Blocks(0), 16),
+        (8, 3, Series::Taylor, Near::Blocks(1), 32),
+        (16, 3, Series::power(2), Near::Blocks(0), 16),
+    ] {
+        let s = sizes(150, d);
+        for fade in
+            [Fade::None, Fade::gates(s, 0.0), Fade::closing(&mut rng, s), Fade::gates(s, -9e3)]
+        {
+            for logits in [-150.0, 150.0, 0.0] {
+                let inputs = Inputs::<bf16>::new(&mut rng, s).logits(logits);
+                let spec = Spec::new(d, d).terms(terms).series(series.clone());
+                check(&device, spec.near(near).block(block), &inputs, &fade, 64);
+            }
+        }
+    }
+}
+
 #[test]
 fn head_sizes_and_terms() {
     let device = device();

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
 use sata::Plan;
 use sata_candle::{
-    Linear, RmsNorm, TaylorAttention, TaylorAttentionOptions, embedding, linear,
+    Linear, RmsNorm, TaylorAttention, TaylorAttentionOptions, Watch, embedding, linear,
     projected_cross_entropy, swiglu,
 };
 
@@ -31,6 +31,7 @@ pub struct Model {
     embed: Tensor,
     layers: Vec<Layer>,
     norm: RmsNorm,
+    watch: Option<Watch>,
 }
 
 #[derive(Clone, Debug)]
@@ -76,7 +77,31 @@ impl Model {
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
             norm: norm(vb.pp("norm"))?,
             config: config.clone(),
+            watch: None,
         })
+    }
+
+    /// The same, with each layer's tensors and the gradients that come back to them under a watch.
+    /// It computes the same numbers, slowly.
+    pub fn watched(self) -> Self {
+        let watch = Watch::default();
+        let layers = self.layers.into_iter().enumerate().map(|(i, layer)| {
+            let attention = layer.attention.watched(&watch, &format!("layers.{i}.attn"));
+            Layer { attention, ..layer }
+        });
+        Model { layers: layers.collect(), watch: Some(watch), ..self }
+    }
+
+    /// What the watch has found, if there is one.
+    pub fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
+    }
+
+    fn see(&self, x: Tensor, name: &str) -> Result<Tensor> {
+        match &self.watch {
+            Some(watch) => watch.see(name, &x),
+            None => Ok(x),
+        }
     }
 
     /// The model whose weights are these variables: gradients come back under them.
@@ -128,13 +153,16 @@ impl Model {
                 return Err(Error::Msg(error).bt());
             }
         }
-        let mut x = embedding(&self.embed, tokens)?;
-        for layer in &self.layers {
+        let mut x = self.see(embedding(&self.embed, tokens)?, "embed")?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let see = |x, name| self.see(x, &format!("layers.{i}.{name}"));
             x = layer.attention.forward_add(&layer.attention_norm.forward(&x)?, &x)?;
-            let inner = swiglu(&layer.up.forward(&layer.mlp_norm.forward(&x)?)?)?;
-            x = layer.down.forward_add(&inner, &x)?;
+            x = see(x, "attn")?;
+            let up = see(layer.up.forward(&layer.mlp_norm.forward(&x)?)?, "mlp.up")?;
+            x = layer.down.forward_add(&see(swiglu(&up)?, "mlp.inner")?, &x)?;
+            x = see(x, "mlp")?;
         }
-        self.norm.forward(&x)
+        self.see(self.norm.forward(&x)?, "norm")
     }
 
     /// Logits of the next token, `[batch, tokens, vocab]`, after each of tokens u32
@@ -166,7 +194,7 @@ impl Model {
             targets = targets.contiguous()?.to_device(self.embed.device())?;
         }
         let hidden = self.hidden(&tokens.narrow(1, 0, length)?)?;
-        projected_cross_entropy(&hidden, &self.embed, &targets)
+        self.see(projected_cross_entropy(&hidden, &self.embed, &targets)?, "loss")
     }
 }
 
@@ -182,7 +210,7 @@ impl Model {
             targets = targets.to_device(self.embed.device())?;
         }
         let hidden = every_other(&self.hidden(tokens)?, first, count, 0)?;
-        projected_cross_entropy(&hidden, &self.embed, &targets)
+        self.see(projected_cross_entropy(&hidden, &self.embed, &targets)?, "loss")
     }
 
     /// The likeliest tokens in the places of those answers, row by row.

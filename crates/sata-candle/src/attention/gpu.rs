@@ -109,6 +109,7 @@ impl Op {
         let pending = {
             let device = plan.device();
             let call = self.device_call(device, at, gates, slopes).map_err(failed)?;
+            let call = call.strict(self.options.strict);
             // SAFETY: our own memory, which work on this stream alone uses.
             let out = unsafe {
                 ViewMut::from_raw(device, address_of(&y), elements, s.y(), self.y_strides())

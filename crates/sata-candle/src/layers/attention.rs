@@ -5,7 +5,7 @@ use candle_nn::{Init, Module, VarBuilder};
 use sata::{Decay, Plan, alibi_slopes};
 
 use super::Linear;
-use crate::{Options, attention_packed, head_norm, log_gates, rotary};
+use crate::{Options, Watch, attention_packed, head_norm, log_gates, rotary};
 
 /// Sizes and kinds of a [`TaylorAttention`], besides its plan.
 #[derive(Clone, Debug)]
@@ -37,6 +37,7 @@ pub struct TaylorAttention {
     norms: Option<(Tensor, Tensor, f64)>,
     gate: Option<(Linear, Tensor)>,
     slopes: Option<Arc<[f64]>>,
+    watch: Option<(Watch, String)>,
 }
 
 impl TaylorAttention {
@@ -77,7 +78,14 @@ impl TaylorAttention {
             gate,
             slopes,
             options,
+            watch: None,
         })
+    }
+
+    /// The same, whose queries, keys, values, logarithms of gates and outputs `watch` sees as `q`,
+    /// `k`, `v`, `gates` and `y` of `name`.
+    pub fn watched(self, watch: &Watch, name: &str) -> Self {
+        TaylorAttention { watch: Some((watch.clone(), name.into())), ..self }
     }
 
     /// What it computes, and how.
@@ -103,14 +111,29 @@ impl TaylorAttention {
         if let Some(base) = self.options.rotary {
             qkv = rotary(&qkv, self.plan.spec().d_key(), heads + kv_heads, 0, base)?;
         }
+        if let Some((watch, name)) = &self.watch {
+            let spec = self.plan.spec();
+            let parts = [
+                ("q", heads * spec.d_key()),
+                ("k", kv_heads * spec.d_key()),
+                ("v", kv_heads * spec.d_value()),
+            ];
+            let parts = parts.map(|(part, columns)| (format!("{name}.{part}"), columns));
+            qkv = watch.see_parts(parts.into(), &qkv)?;
+        }
+        let see = |x: Tensor, what: &str| match &self.watch {
+            Some((watch, name)) => watch.see(&format!("{name}.{what}"), &x),
+            None => Ok(x),
+        };
         let mut options = Options::causal();
         if let Some((weight, bias)) = &self.gate {
-            options = options.log_gates(&log_gates(x, weight.weight(), bias)?);
+            let gates = log_gates(x, weight.weight(), bias)?;
+            options = options.log_gates(&see(gates, "gates")?);
         }
         if let Some(slopes) = &self.slopes {
             options = options.constant_slopes(slopes.clone());
         }
-        attention_packed(&self.plan, &qkv, heads, kv_heads, &options)
+        see(attention_packed(&self.plan, &qkv, heads, kv_heads, &options)?, "y")
     }
 }
 

@@ -11,6 +11,7 @@ mod rms_norm;
 mod rotary;
 mod softmax;
 mod swiglu;
+mod watch;
 
 pub use cross_entropy::cross_entropy;
 pub use embedding::embedding;
@@ -23,3 +24,4 @@ pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use softmax::{log_softmax, softmax};
 pub use swiglu::swiglu;
+pub use watch::{NotFinite, Watch};

@@ -54,6 +54,10 @@ pub struct TrainArgs {
     /// On a GPU, say what it spent its time with
     #[arg(long)]
     pub profile: bool,
+    /// Look at each layer's tensors and their gradients in every step, and stop at the first number
+    /// that is not finite, which is named: slow, to find where it comes from
+    #[arg(long)]
+    pub check_finite: bool,
     /// At the end, also read all held-out text in sequences of so many times the training's context
     #[arg(long, value_name = "TIMES,…", value_delimiter = ',')]
     pub lengths: Vec<usize>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use sata_lm::train::{
     Checkpoint, Corpus, Folder, HeldOut, Identity, SMALLEST_VOCAB, Settings, Text, TrainError,
     Trainer, hex, read_texts,
@@ -79,16 +79,14 @@ impl Setup {
             Some(mut checkpoint) => {
                 checkpoint.weights = on(device, checkpoint.weights)?;
                 Trainer::resume(train, corpus, threads, checkpoint, |vars| {
-                    Ok(Model::from_vars(&config, vars)?)
+                    model(args, &config, vars)
                 })?
             }
             None => {
                 let weights = initial_weights(&config, settings.train.seed)
                     .map_err(|error| TrainError::Model(Box::new(error)))?;
                 let weights = on(device, weights)?;
-                Trainer::new(train, corpus, threads, &weights, |vars| {
-                    Ok(Model::from_vars(&config, vars)?)
-                })?
+                Trainer::new(train, corpus, threads, &weights, |vars| model(args, &config, vars))?
             }
         };
         let folder = match resumed {
@@ -101,6 +99,16 @@ impl Setup {
         };
         Ok(Setup { settings, identity, config, folder, trainer })
     }
+}
+
+/// The model over some variables, under a watch where that is asked for.
+fn model(
+    args: &TrainArgs,
+    config: &Config,
+    vars: &BTreeMap<String, Var>,
+) -> Result<Model, Box<dyn std::error::Error + Send + Sync>> {
+    let model = Model::from_vars(config, vars)?;
+    Ok(if args.check_finite { model.watched() } else { model })
 }
 
 /// Weights brought to a device.

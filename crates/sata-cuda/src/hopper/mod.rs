@@ -400,6 +400,7 @@ impl Work<'_> {
             sequences: self.sequences.address(),
             items: self.row_items.address(),
             references: address(references),
+            last: self.windows.map_or(0, |windows| windows.living()[1]),
             tally: tally.address(),
             most_queries: self.most_queries,
             tile_count: schedule.tiles as i32,

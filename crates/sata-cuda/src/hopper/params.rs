@@ -158,6 +158,7 @@ pub(super) struct Read {
     pub sequences: u64,
     pub items: u64,
     pub references: u64,
+    pub last: u64,
     pub tally: u64,
     pub most_queries: i64,
     pub tile_count: i32,

@@ -27,12 +27,14 @@ pub enum TrainError {
     /// Texts, settings and model do not fit together.
     #[error("{0}")]
     Unfit(String),
-    /// A loss or gradient that is not finite; the weights are those before the step.
+    /// A loss or gradient that is not finite; the weights are those before the step. Of a watched
+    /// model it may be a number that neither depends on.
     #[error("step {step}: {what} is {value}")]
     NonFinite {
         /// Steps done before.
         step: usize,
-        /// What is not finite: the loss, or the gradient of a named parameter.
+        /// What is not finite: the loss, or the gradient of a named parameter; of a watched model the
+        /// first tensor that was, or the gradient of one, with a place in it.
         what: String,
         /// NaN or an infinity.
         value: f64,

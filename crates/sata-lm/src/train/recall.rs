@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TrainError;
 use super::settings::{ModelSettings, TrainSettings};
-use super::step::{Measured, Parameter, Parameters};
+use super::step::{Measured, Parameter, Parameters, looked_at};
 use super::trainer::Point;
 use super::workers::Workers;
 use crate::{Config, Model};
@@ -160,6 +160,12 @@ impl RecallTrainer {
         })
     }
 
+    /// The same with the model under a watch ([`Model::watched`]): a step that finds a number that is
+    /// not finite says which tensor's is the first.
+    pub fn watched(self) -> Self {
+        RecallTrainer { model: self.model.watched(), ..self }
+    }
+
     /// Does one step.
     ///
     /// # Errors
@@ -171,7 +177,8 @@ impl RecallTrainer {
         let distance = self.task.distances[rng.random_range(0..self.task.distances.len())];
         let rows = self.rows(pairs, distance);
         let batch = self.task.batch(pairs, distance, rows, &mut rng)?;
-        let Measured { loss, gradient_norm } = self.descend(&batch, step)?;
+        let outcome = self.descend(&batch, step);
+        let Measured { loss, gradient_norm } = looked_at(&self.model, step, outcome)?;
         self.done += 1;
         let learning_rate = self.settings.schedule().rate(step);
         Ok(Point { step: step + 1, loss, gradient_norm, learning_rate, validation: None })
@@ -313,5 +320,39 @@ mod tests {
         assert!(mean(&losses[50..]) < 0.8 * mean(&losses[..4]), "{losses:?}");
         assert!((0.0..=1.0).contains(&accuracy));
         assert_eq!(run(4).0, losses[..4]);
+    }
+
+    #[test]
+    fn a_watched_model_learns_alike_and_names_what_is_not_finite() {
+        let RecallFile { model, recall, train } = settings();
+        let attention = Attention { position: Position::Gates, ..model.attention.clone() };
+        let config = ModelSettings { attention, ..model }.config(recall.vocab());
+        let weights = initial_weights(&config, 1).unwrap();
+        let trainer = |weights: &BTreeMap<String, Tensor>| {
+            RecallTrainer::new(&config, recall.clone(), train.clone(), 1, weights).unwrap()
+        };
+        let (mut plain, mut watched) = (trainer(&weights), trainer(&weights).watched());
+        for _ in 0..2 {
+            assert_eq!(plain.step().unwrap(), watched.step().unwrap());
+        }
+        // Row 40 of the projection makes element 40 - 32 of the keys, of heads of 16; what is finite
+        // in a weight may not be in what comes of it.
+        for (name, row, value, what) in [
+            ("layers.1.attn.qkv.weight", 40, f32::NAN, "layers.1.attn.k[0, 0, 8]"),
+            ("layers.0.attn.qkv.weight", 64 + 31, f32::INFINITY, "layers.0.attn.v[0, 0, 31]"),
+            ("layers.1.attn.gate.weight", 1, f32::NAN, "layers.1.attn.gates[0, 0, 1]"),
+            ("layers.0.mlp.up.weight", 5, 3e38, "layers.0.mlp.up[0, 0, 5]"),
+            ("layers.1.mlp.down.weight", 3, f32::NAN, "layers.1.mlp[0, 0, 3]"),
+        ] {
+            let mut weights = weights.clone();
+            let weight = &weights[name];
+            let (shape, columns) = (weight.dims().to_vec(), weight.dims()[1]);
+            let mut numbers = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            numbers[row * columns..(row + 1) * columns].fill(value);
+            let weight = Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
+            weights.insert(name.into(), weight);
+            let error = trainer(&weights).watched().step().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("step 0: {what}")), "{name}: {error}");
+        }
     }
 }

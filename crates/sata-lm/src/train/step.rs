@@ -5,6 +5,7 @@ use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor, Var};
+use sata_candle::NotFinite;
 
 use super::data::{Draw, Tokens, spread};
 use super::error::TrainError;
@@ -20,11 +21,33 @@ pub trait Objective: Send + Sync {
     /// # Errors
     /// What the model refuses.
     fn loss(&self, tokens: &Tensor) -> Result<Tensor, Box<dyn Error + Send + Sync>>;
+
+    /// The first number that is not finite among what losses and gradients were made of, where that
+    /// is looked at.
+    fn not_finite(&self) -> Option<NotFinite> {
+        None
+    }
 }
 
 impl Objective for crate::Model {
     fn loss(&self, tokens: &Tensor) -> Result<Tensor, Box<dyn Error + Send + Sync>> {
         Ok(crate::Model::loss(self, tokens)?)
+    }
+
+    fn not_finite(&self) -> Option<NotFinite> {
+        self.watch()?.take()
+    }
+}
+
+/// The outcome of a step, unless the model has seen before that what it is made of is not finite.
+pub(super) fn looked_at<T>(
+    model: &impl Objective,
+    step: usize,
+    outcome: Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    match model.not_finite() {
+        Some(NotFinite { what, value }) => Err(TrainError::NonFinite { step, what, value }),
+        None => outcome,
     }
 }
 

@@ -13,7 +13,7 @@ use super::data::Corpus;
 use super::error::TrainError;
 use super::optimizer::Moments;
 use super::settings::TrainSettings;
-use super::step::{Measured, Objective, Parameter, Parameters, evaluate};
+use super::step::{Measured, Objective, Parameter, Parameters, evaluate, looked_at};
 use super::workers::Workers;
 
 /// What one step measured.
@@ -119,7 +119,8 @@ impl<M: Objective> Trainer<M> {
     /// A loss or gradient that is not finite: the weights are then as they were.
     pub fn step(&mut self) -> Result<Point, TrainError> {
         let step = self.curve.len();
-        let measured = self.change(step)?;
+        let outcome = self.change(step);
+        let measured = looked_at(&self.model, step, outcome)?;
         let Trainer { settings, corpus, .. } = &*self;
         let done = step + 1;
         let due = done.is_multiple_of(settings.evaluate_every) || done == settings.steps;

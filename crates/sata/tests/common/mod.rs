@@ -113,6 +113,22 @@ impl<E: Element> Inputs<E> {
         self
     }
 
+    /// Queries and keys with so much in common that logits, at the usual scale, are about `logits`;
+    /// with 0 they are of either sign and as large as 100.
+    pub fn logits(self, logits: f64) -> Self {
+        let d = self.sizes.d_key as f64;
+        let (common, own) = if logits == 0.0 { (0.0, 1.0) } else { (1.0, 0.2) };
+        let gain = if logits == 0.0 { 30.0 } else { logits / d.sqrt() };
+        let turn =
+            |x: &E| E::from_compute(E::Compute::from_f64(common + own * x.to_compute().to_f64()));
+        Inputs {
+            q: self.q.iter().map(turn).collect(),
+            k: self.k.iter().map(turn).collect(),
+            ..self
+        }
+        .gain(gain)
+    }
+
     /// The same numbers in another type.
     pub fn to<F: Element>(&self) -> Inputs<F> {
         let cast = |x: &[E]| -> Vec<F> {
