@@ -225,11 +225,9 @@ impl Attention {
     /// Refuses groups of heads that are not the layer's heads.
     fn check_groups(&self, groups: &[HeadGroup]) -> Result<(), String> {
         if self.near.is_some() || self.sinks > 0 {
-            return Err(
-                "attention.kernel is mixture, whose groups have near and sinks of their own: \
-                        attention takes none"
-                    .into(),
-            );
+            let reason = "attention.kernel is mixture, whose groups have near and sinks of their \
+                          own: attention takes none";
+            return Err(reason.into());
         }
         let shared = self.sharing();
         for (i, group) in groups.iter().enumerate() {
@@ -393,7 +391,7 @@ mod tests {
         let config: Config = serde_json::from_slice(file).unwrap();
         let plain = |bytes: &[u8]| -> serde_json::Value { serde_json::from_slice(bytes).unwrap() };
         assert_eq!(plain(file), plain(&serde_json::to_vec(&config).unwrap()));
-        assert_eq!(config.attention.parts(), [config.attention.clone()]);
+        assert_eq!(config.attention.parts(), std::slice::from_ref(&config.attention));
         assert_eq!(config.attention.kernel, Kernel::Taylor { terms: 3 });
     }
 
