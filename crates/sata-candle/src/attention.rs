@@ -92,6 +92,17 @@ impl Options {
     }
 }
 
+/// Heads of one projection that compute the same.
+#[derive(Clone, Debug)]
+pub struct HeadGroup {
+    /// What they compute, and how.
+    pub plan: Arc<Plan>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads, of which `heads` is a multiple.
+    pub kv_heads: usize,
+}
+
 /// Attention of queries, keys and values in one packed projection: qkv
 /// `[batch, tokens, heads·d_key + kv_heads·(d_key + d_value)]` holds each token's queries, then
 /// keys, then values, head by head. The result is `[batch, tokens, heads·d_value]`. Nothing is
@@ -106,25 +117,57 @@ pub fn attention_packed(
     kv_heads: usize,
     options: &Options,
 ) -> Result<Tensor> {
+    attention_groups(&[HeadGroup { plan: plan.clone(), heads, kv_heads }], qkv, options)
+}
+
+/// The same of a mixture: the first heads are those of the first group, the next those of the
+/// second, and so on, of queries, keys, values, gates and slopes alike. Plans agree in d_key and
+/// d_value. Still nothing is copied: each group reads and writes its part of the rows.
+///
+/// # Errors
+/// Sizes or types that do not fit, wrapped [`sata::Error`]s.
+pub fn attention_groups(groups: &[HeadGroup], qkv: &Tensor, options: &Options) -> Result<Tensor> {
     check_float(OP, "qkv", qkv)?;
     let [batch, tokens, width] = *qkv.dims() else {
         return Err(error::shape(OP, "qkv", qkv.dims(), "it must be [batch, tokens, width]"));
     };
-    let (d_key, d_value) = (plan.spec().d_key(), plan.spec().d_value());
-    let wanted = |heads: usize, kv_heads: usize| {
+    let dims = |group: &HeadGroup| (group.plan.spec().d_key(), group.plan.spec().d_value());
+    let Some((d_key, d_value)) = groups.first().map(dims) else {
+        return Err(error::value(OP, "groups", "empty", "there must be at least one"));
+    };
+    if let Some(i) = groups.iter().position(|group| dims(group) != (d_key, d_value)) {
+        let (got, expected) = (dims(&groups[i]), (d_key, d_value));
+        let got = format!("{got:?} in group {i} (d_key and d_value)");
+        return Err(error::value(OP, "groups", got, format!("{expected:?} in the first")));
+    }
+    let sum = |of: fn(&HeadGroup) -> usize| {
+        groups.iter().try_fold(0usize, |sum, group| sum.checked_add(of(group)))
+    };
+    let all = sum(|group| group.heads).zip(sum(|group| group.kv_heads));
+    let wanted = all.and_then(|(heads, kv_heads)| {
         let keys = heads.checked_add(kv_heads)?.checked_mul(d_key)?;
         keys.checked_add(kv_heads.checked_mul(d_value)?)
+    });
+    let (heads, kv_heads) = match all {
+        Some(all) if wanted == Some(width) => all,
+        _ => {
+            let heads: Vec<_> = groups.iter().map(|g| (g.heads, g.kv_heads)).collect();
+            let expected = format!(
+                "heads and key/value heads {heads:?} of d_key {d_key} and d_value {d_value} need a \
+                 width of {wanted:?}"
+            );
+            return Err(error::shape(OP, "qkv", qkv.dims(), expected));
+        }
     };
-    if wanted(heads, kv_heads) != Some(width) {
-        let expected = format!(
-            "{heads} heads and {kv_heads} key/value heads of d_key {d_key} and d_value {d_value} \
-             need a width of {:?}",
-            wanted(heads, kv_heads)
-        );
-        return Err(error::shape(OP, "qkv", qkv.dims(), expected));
-    }
     let sizes = Sizes { batch, heads, kv_heads, queries: tokens, keys: tokens, d_key, d_value };
-    apply(plan, qkv, sizes, true, options)
+    let (mut query, mut kv) = (0, 0);
+    let part = |group: &HeadGroup| {
+        let HeadGroup { plan, heads, kv_heads } = group.clone();
+        let part = Part { plan, sizes: Sizes { heads, kv_heads, ..sizes }, query, kv };
+        (query, kv) = (query + heads, kv + kv_heads);
+        part
+    };
+    apply(groups.iter().map(part).collect(), qkv, sizes, true, options)
 }
 
 /// Attention of q `[batch, heads, queries, d_key]`, k `[batch, kv_heads, keys, d_key]` and v
@@ -161,11 +204,11 @@ pub fn attention(
     }
     let sizes = Sizes { batch, heads, kv_heads, queries, keys, d_key, d_value };
     let flat = Tensor::cat(&[q.flatten_all()?, k.flatten_all()?, v.flatten_all()?], 0)?;
-    apply(plan, &flat, sizes, false, options)
+    apply(vec![Part { plan: plan.clone(), sizes, query: 0, kv: 0 }], &flat, sizes, false, options)
 }
 
 fn apply(
-    plan: &Arc<Plan>,
+    parts: Vec<Part>,
     x: &Tensor,
     sizes: Sizes,
     packed: bool,
@@ -185,10 +228,16 @@ fn apply(
             check_type(OP, argument, tensor, x.dtype())?;
             Some((*decay, tensor.contiguous()?))
         }
-        None => None,
+        None => {
+            if let Some(slopes) = options.constant.as_ref().filter(|x| x.len() != kv_heads) {
+                let expected = format!("it must be [{kv_heads}]");
+                return Err(error::shape(OP, "slopes", &[slopes.len()], expected));
+            }
+            None
+        }
     };
     let op = Op {
-        plan: plan.clone(),
+        parts,
         sizes,
         packed,
         options: Options { decay: None, ..options.clone() },
@@ -232,14 +281,36 @@ impl Sizes {
     }
 }
 
-/// One attention over a tensor that holds queries, keys and values, token by token in one row
-/// (packed) or one after the other.
-struct Op {
+/// Some of the heads, and what they compute.
+struct Part {
     plan: Arc<Plan>,
+    /// Those of the whole, but with these heads alone.
+    sizes: Sizes,
+    /// The first of its query heads.
+    query: usize,
+    /// The first of its key/value heads.
+    kv: usize,
+}
+
+/// One attention over a tensor that holds queries, keys and values, token by token in one row
+/// (packed) or one after the other. Only where it is packed there may be several parts.
+struct Op {
+    parts: Vec<Part>,
     sizes: Sizes,
     packed: bool,
     options: Options,
     decay: Option<Decay>,
+}
+
+impl Part {
+    /// Its slopes among all.
+    fn slopes<'a>(&self, all: &'a [f64]) -> &'a [f64] {
+        &all[self.kv..self.kv + self.sizes.kv_heads]
+    }
+
+    fn slopes_mut<'a>(&self, all: &'a mut [f64]) -> &'a mut [f64] {
+        &mut all[self.kv..self.kv + self.sizes.kv_heads]
+    }
 }
 
 /// Gates and slopes as [`Call`] takes them.
@@ -263,20 +334,32 @@ impl Op {
         }
     }
 
+    /// Where a part's queries, keys and values begin in a token's row, and the row's elements.
+    fn row(&self, part: &Part) -> ([usize; 3], usize) {
+        let s = self.sizes;
+        let (queries, keys) = (s.heads * s.d_key, s.kv_heads * s.d_key);
+        let starts = [
+            part.query * s.d_key,
+            queries + part.kv * s.d_key,
+            queries + keys + part.kv * s.d_value,
+        ];
+        (starts, queries + keys + s.kv_heads * s.d_value)
+    }
+
     fn call<'a, T: Float>(
         &'a self,
+        part: &'a Part,
         x: &'a [T],
         fade: &'a Fade,
     ) -> std::result::Result<Call<'a, 'static, T>, sata::Error> {
-        let s = self.sizes;
+        let s = part.sizes;
         let (q, k, v) = if self.packed {
-            let (queries, keys) = (s.heads * s.d_key, s.kv_heads * s.d_key);
-            let token = queries + keys + s.kv_heads * s.d_value;
-            let part = |at: usize, shape: [usize; 4]| {
+            let (starts, token) = self.row(part);
+            let view = |at: usize, shape: [usize; 4]| {
                 let x = &x[at.min(x.len())..];
                 View::strided(x, shape, [token * s.keys, shape[3], token])
             };
-            (part(0, s.q())?, part(queries, s.k())?, part(queries + keys, s.v())?)
+            (view(starts[0], s.q())?, view(starts[1], s.k())?, view(starts[2], s.v())?)
         } else {
             let (q, k) = x.split_at(s.q().iter().product());
             let (k, v) = k.split_at(s.k().iter().product());
@@ -292,8 +375,11 @@ impl Op {
         }
         Ok(match fade {
             Fade::None => call,
-            Fade::Gates(x) => call.log_gates(View::strided(x, s.gates(), s.gate_strides())?),
-            Fade::Slopes(x) => call.slopes(x),
+            Fade::Gates(x) => {
+                let strides = self.sizes.gate_strides();
+                call.log_gates(View::strided(&x[part.kv.min(x.len())..], s.gates(), strides)?)
+            }
+            Fade::Slopes(x) => call.slopes(part.slopes(x)),
         })
     }
 
@@ -320,10 +406,12 @@ impl Op {
         decay: Option<&[T]>,
     ) -> std::result::Result<Vec<T>, sata::Error> {
         let fade = self.fade(decay);
-        let shape = self.sizes.y();
-        let mut y = vec![T::default(); shape.iter().product()];
-        let out = ViewMut::strided(&mut y, shape, self.y_strides())?;
-        self.plan.run(self.call(x, &fade)?.strict(self.options.strict), out)?;
+        let mut y = vec![T::default(); self.sizes.y().iter().product()];
+        for part in &self.parts {
+            let first = (part.query * self.sizes.d_value).min(y.len());
+            let out = ViewMut::strided(&mut y[first..], part.sizes.y(), self.y_strides())?;
+            part.plan.run(self.call(part, x, &fade)?.strict(self.options.strict), out)?;
+        }
         Ok(y)
     }
 
@@ -337,39 +425,64 @@ impl Op {
         let s = self.sizes;
         let fade = self.fade(decay);
         let mut dx = vec![T::default(); x.len()];
-        let (queries, keys, values) = (s.q(), s.k(), s.v());
-        let (q, k, v) = if self.packed {
-            let token = s.heads * s.d_key + s.kv_heads * (s.d_key + s.d_value);
-            let all = ViewMut::new(&mut dx, [s.batch, 1, s.keys, token])?;
-            let (q, rest) = all.split_rows(s.heads * s.d_key)?;
-            let (k, v) = rest.split_rows(s.kv_heads * s.d_key)?;
-            (q.into_heads(s.heads)?, k.into_heads(s.kv_heads)?, v.into_heads(s.kv_heads)?)
-        } else {
-            let (q, rest) = dx.split_at_mut(queries.iter().product());
-            let (k, v) = rest.split_at_mut(keys.iter().product());
-            (ViewMut::new(q, queries)?, ViewMut::new(k, keys)?, ViewMut::new(v, values)?)
+        let (mut d_gates, mut d_slopes) = match &fade {
+            Fade::None => (vec![], vec![]),
+            Fade::Gates(gates) => (vec![T::default(); gates.len()], vec![]),
+            Fade::Slopes(slopes) => (vec![], vec![0.0; slopes.len()]),
         };
-        let dy = View::strided(dy, s.y(), self.y_strides())?;
-        let gradients = Gradients::new(q, k, v);
-        let call = self.call(x, &fade)?;
+        for (part, [q, k, v]) in self.parts.iter().zip(self.gradient_views(&mut dx)?) {
+            let first = (part.query * s.d_value).min(dy.len());
+            let dy = View::strided(&dy[first..], part.sizes.y(), self.y_strides())?;
+            let (call, gradients) = (self.call(part, x, &fade)?, Gradients::new(q, k, v));
+            let gradients = match &fade {
+                Fade::None => gradients,
+                Fade::Gates(_) => {
+                    let first = part.kv.min(d_gates.len());
+                    let (shape, strides) = (part.sizes.gates(), s.gate_strides());
+                    let view = ViewMut::strided(&mut d_gates[first..], shape, strides)?;
+                    gradients.log_gates(view)
+                }
+                Fade::Slopes(_) => gradients.slopes(part.slopes_mut(&mut d_slopes)),
+            };
+            part.plan.backward(call, dy, gradients)?;
+        }
         let d_decay = match &fade {
-            Fade::None => {
-                self.plan.backward(call, dy, gradients)?;
-                None
-            }
-            Fade::Gates(gates) => {
-                let mut d_gates = vec![T::default(); gates.len()];
-                let view = ViewMut::strided(&mut d_gates, s.gates(), s.gate_strides())?;
-                self.plan.backward(call, dy, gradients.log_gates(view))?;
-                Some(d_gates)
-            }
-            Fade::Slopes(slopes) => {
-                let mut d_slopes = vec![0.0; slopes.len()];
-                self.plan.backward(call, dy, gradients.slopes(&mut d_slopes))?;
-                Some(d_slopes.into_iter().map(T::of).collect())
-            }
+            Fade::None => None,
+            Fade::Gates(_) => Some(d_gates),
+            Fade::Slopes(_) => Some(d_slopes.into_iter().map(T::of).collect()),
         };
         Ok((dx, d_decay))
+    }
+
+    /// Where the gradients of each part's queries, keys and values are written.
+    fn gradient_views<'a, T: Float>(
+        &self,
+        dx: &'a mut [T],
+    ) -> std::result::Result<Vec<[ViewMut<'a, T>; 3]>, sata::Error> {
+        let s = self.sizes;
+        if !self.packed {
+            let [queries, keys, values] = [s.q(), s.k(), s.v()];
+            let (q, rest) = dx.split_at_mut(queries.iter().product());
+            let (k, v) = rest.split_at_mut(keys.iter().product());
+            let views =
+                [ViewMut::new(q, queries)?, ViewMut::new(k, keys)?, ViewMut::new(v, values)?];
+            return Ok(vec![views]);
+        }
+        let token = s.heads * s.d_key + s.kv_heads * (s.d_key + s.d_value);
+        let mut rest = ViewMut::new(dx, [s.batch, 1, s.keys, token])?;
+        // A row has every part's queries, then every part's keys, then every part's values.
+        let mut views = vec![];
+        for of in [Sizes::q, Sizes::k, Sizes::v] {
+            for part in &self.parts {
+                let [_, heads, _, d] = of(&part.sizes);
+                let (first, others) = rest.split_rows(heads * d)?;
+                views.push(first.into_heads(heads)?);
+                rest = others;
+            }
+        }
+        let values = views.split_off(2 * self.parts.len());
+        let keys = views.split_off(self.parts.len());
+        Ok(views.into_iter().zip(keys).zip(values).map(|((q, k), v)| [q, k, v]).collect())
     }
 
     fn gradients(

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use clap::Args;
-use sata::cost;
 use sata_lm::initial_weights;
 use sata_lm::train::{RecallFile, RecallTrainer, TrainError};
 use serde::Serialize;
@@ -169,13 +168,14 @@ pub fn run(args: &RecallArgs) -> Outcome {
         }
     }
     let attention = &file.model.attention;
+    let wrong = |error: sata::Error| Failure::new(error.to_string());
     let summary = Summary {
         attention: attention.to_string(),
         heads: attention.heads,
         head_dim: attention.head_dim,
         layers: file.model.layers,
         parameters: trainer.parameters_count(),
-        state_bytes_per_layer: state_bytes(&file)?,
+        state_bytes_per_layer: attention.state_bytes().map_err(wrong)?,
         steps: trainer.done(),
         seed: file.train.seed,
         seconds,
@@ -186,31 +186,12 @@ pub fn run(args: &RecallArgs) -> Outcome {
     if args.json { say_json(&summary) } else { say(summary) }
 }
 
-/// Bytes of the far sums of all heads of a layer and of the raw tokens that are kept, f32.
-fn state_bytes(file: &RecallFile) -> Outcome<Option<u128>> {
-    let attention = &file.model.attention;
-    if !attention.is_constant_cost() {
-        return Ok(None);
-    }
-    let wrong = |error: sata::Error| Failure::new(error.to_string());
-    let d = attention.head_dim;
-    let far = cost::state_elements(d, d, &attention.spec().map_err(wrong)?.orders());
-    let kept = (attention.near.unwrap_or(0) + 1) * attention.block + attention.sinks;
-    let elements = far + cost::cache_elements(d, d, kept as u128);
-    Ok(Some(4 * elements * attention.kv_heads() as u128))
-}
-
 fn settings(args: &RecallArgs) -> Outcome<RecallFile> {
     let path = args.config.display();
     let text = std::fs::read_to_string(&args.config)
         .map_err(|error| Failure::io(&args.config, "reading", &error))?;
     let mut file: RecallFile = toml::from_str(&text)
         .map_err(|error| Failure::new(format!("{path}: {}", error.to_string().trim_end())))?;
-    if let Some(words) = &args.attention {
-        let attention = file.model.attention.in_words(words);
-        file.model.attention =
-            attention.map_err(|reason| Failure::new(format!("--attention {words}: {reason}")))?;
-    }
     if let Some(words) = &args.heads {
         let two = words.split_once('x');
         let two = two.and_then(|(heads, dim)| Some((heads.parse().ok()?, dim.parse().ok()?)));
@@ -218,6 +199,11 @@ fn settings(args: &RecallArgs) -> Outcome<RecallFile> {
             return Err(Failure::new(format!("--heads {words}: it must be such as 8x16")));
         };
         (file.model.attention.heads, file.model.attention.head_dim) = (heads, dim);
+    }
+    if let Some(words) = &args.attention {
+        let attention = file.model.attention.in_words(words);
+        file.model.attention =
+            attention.map_err(|reason| Failure::new(format!("--attention {words}: {reason}")))?;
     }
     if let Some(steps) = args.steps {
         file.train.steps = steps;

@@ -229,6 +229,92 @@ fn a_full_disk_is_an_error_that_keeps_the_last_checkpoint() {
     }
 }
 
+/// Heads of two kinds in a model: trained, interrupted, read and written with.
+#[test]
+fn a_mixture_goes_all_the_way() {
+    let room = room();
+    let train = format!("{TRAIN} --attention taylor:3,near:1+power:2,near:0 --json");
+    let summary: Value =
+        serde_json::from_str(&good(&room, &format!("{train} --steps 200"))).unwrap();
+    let single = format!("{TRAIN} --json --steps 6").replace("model", "single");
+    let single: Value = serde_json::from_str(&good(&room, &single)).unwrap();
+    assert_eq!(summary["parameters"], single["parameters"]);
+    assert!(
+        summary["validation_bits_per_byte"].as_f64() < single["validation_bits_per_byte"].as_f64()
+    );
+    let config: Value = serde_json::from_slice(&room.read("model/config.json")).unwrap();
+    let groups = &config["attention"]["kernel"]["groups"];
+    assert_eq!((&groups[0]["heads"], &groups[1]["heads"]), (&1.into(), &1.into()));
+    assert_eq!(groups[1]["kernel"]["exponent"], 2);
+    let cut = train.replace("model", "cut");
+    let (mut child, _lines) = until_step(room.command(&format!("{cut} --steps 200")), 50);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    good(&room, &format!("{cut} --steps 200 --resume"));
+    assert_eq!(curve(&room, "cut"), curve(&room, "model"));
+    assert!(weights(&room, "cut") == weights(&room, "model"));
+    let other = format!("{TRAIN} --steps 200 --resume --attention taylor:3+power:4");
+    refused(&room, &other, &["model.attention.kernel.groups"]);
+
+    let generate = "generate --model model --temperature 0 --tokens";
+    let whole = good(&room, &format!("{generate} 90 --prompt green"));
+    let first = good(&room, &format!("{generate} 30 --prompt green --save-session past"));
+    let rest = good(&room, &format!("{generate} 60 --resume past"));
+    assert_eq!(first.trim_end_matches('\n').to_owned() + &rest, whole);
+    let read: Value =
+        serde_json::from_str(&good(&room, "eval --model model --text text.txt --json")).unwrap();
+    assert!(read.to_string().contains("bits_per_byte"), "{read}");
+    let compared = good(&room, "compare model single --text text.txt --passes 1 --lengths 2");
+    assert!(compared.contains("taylor:3,near:1+power:2,near:0+block:16+gates"), "{compared}");
+}
+
+#[test]
+fn recall_takes_a_mixture() {
+    let room = room();
+    room.write(
+        "recall.toml",
+        "
+        [model]
+        layers = 1
+        width = 32
+        mlp = 32
+        [model.attention]
+        heads = 8
+        head_dim = 16
+        kernel = { kind = \"power\", exponent = 2 }
+        near = 0
+        block = 16
+        position = \"gates\"
+        [recall]
+        words = 16
+        pairs = [4]
+        [train]
+        steps = 2
+        batch = 2
+        micro_batch = 2
+        context = 16
+        learning_rate = 1e-3
+        ",
+    );
+    let recall = |words: &str| {
+        let args = format!("recall --config recall.toml --heads 4x8 --json --attention {words}");
+        serde_json::from_str::<Value>(&good(&room, &args)).unwrap()
+    };
+    let bytes = |words: &str| recall(words)["state_bytes_per_layer"].as_u64().unwrap();
+    let mixed = recall("window+power:4*1");
+    assert_eq!(mixed["attention"], "window*3+power:4*1+near:0+block:16+gates");
+    let sum = (3 * bytes("window") + bytes("power:4")) / 4;
+    assert_eq!(mixed["state_bytes_per_layer"].as_u64(), Some(sum));
+    assert_eq!(mixed["parameters"], recall("taylor:3")["parameters"]);
+    assert!(recall("window+softmax*1")["state_bytes_per_layer"].is_null());
+    let ran = room.run("recall --config recall.toml --attention taylor:3*5+power:2*2");
+    assert!(ran.stderr.contains("5 + 2 heads, 7 in all"), "{}", ran.stderr);
+    std::fs::create_dir(room.path("study")).unwrap();
+    room.write("study/mixed.json", mixed.to_string());
+    let table = good(&room, "study study");
+    assert!(table.contains("| `window*3+power:4*1+near:0+block:16+gates` | 4 × 8 |"), "{table}");
+}
+
 #[test]
 fn wrong_input_is_refused_before_any_work() {
     let room = room();

@@ -11,7 +11,7 @@ mod shipped;
 mod tokenizer;
 pub mod train;
 
-pub use config::{Attention, Config, Kernel, Position};
+pub use config::{Attention, Config, HeadGroup, Kernel, Position};
 pub use model::{Model, ROTARY_BASE, initial_weights, weight_shapes};
 pub use shipped::{SHIPPED, Shipped};
 pub use tokenizer::{END_OF_TEXT, END_OF_TEXT_NAME, Stream, Tokenizer, TokenizerError};

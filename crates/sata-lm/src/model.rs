@@ -10,11 +10,11 @@ use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
 use sata::Plan;
 use sata_candle::{
-    Linear, RmsNorm, TaylorAttention, TaylorAttentionOptions, Watch, embedding, linear,
+    HeadGroup, Linear, RmsNorm, TaylorAttention, TaylorAttentionOptions, Watch, embedding, linear,
     projected_cross_entropy, swiglu,
 };
 
-use crate::config::{Config, Position};
+use crate::config::{Attention, Config, Position};
 
 /// Base of the rotary embedding.
 pub const ROTARY_BASE: f64 = 10_000.0;
@@ -51,8 +51,12 @@ impl Model {
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         config.check().map_err(Error::msg)?;
         let (width, a) = (config.width, &config.attention);
-        let spec = a.spec().map_err(Error::wrap)?;
-        let plan = Arc::new(Plan::new(&spec).map_err(Error::wrap)?);
+        let group = |part: &Attention| -> Result<HeadGroup> {
+            let spec = part.spec().map_err(Error::wrap)?;
+            let plan = Arc::new(Plan::new(&spec).map_err(Error::wrap)?);
+            Ok(HeadGroup { plan, heads: part.heads, kv_heads: part.kv_heads() })
+        };
+        let groups = a.parts().iter().map(group).collect::<Result<Vec<_>>>()?;
         let options = TaylorAttentionOptions {
             width,
             heads: a.heads,
@@ -66,7 +70,7 @@ impl Model {
             let (attn, mlp) = (vb.pp("attn"), vb.pp("mlp"));
             Ok(Layer {
                 attention_norm: norm(attn.pp("norm"))?,
-                attention: TaylorAttention::new(&plan, options.clone(), attn)?,
+                attention: TaylorAttention::mixture(&groups, options.clone(), attn)?,
                 mlp_norm: norm(mlp.pp("norm"))?,
                 up: Linear::new(width, 2 * config.mlp, mlp.pp("up"))?,
                 down: Linear::new(config.mlp, width, mlp.pp("down"))?,
@@ -267,8 +271,8 @@ pub fn weight_shapes(config: &Config) -> BTreeMap<String, Vec<usize>> {
 
 /// Weights to start training from, F32: N(0, 0.02²), that of `attn.out` and `mlp.down` divided by
 /// √(2·layers); norms 1; gate weights 0 and gate biases from 0 to 6 evenly over the heads (3 for
-/// one head). The same seed gives the same weights, and the drawn ones do not depend on the
-/// attention's kernel, position or norms.
+/// one head), over each group's heads in a mixture. The same seed gives the same weights, and the
+/// drawn ones do not depend on the attention's kernel, position or norms.
 ///
 /// # Errors
 /// A config that cannot be a model.
@@ -284,11 +288,13 @@ pub fn initial_weights(config: &Config, seed: u64) -> Result<BTreeMap<String, Te
         } else if name.ends_with("gate.weight") {
             vec![0.0; n]
         } else if name.ends_with("gate.bias") {
-            let bias = |head: usize| match n {
+            let bias = |head: usize, n: usize| match n {
                 1 => HIGHEST_BIAS / 2.0,
                 _ => HIGHEST_BIAS * head as f64 / (n - 1) as f64,
             };
-            (0..n).map(|head| bias(head) as f32).collect()
+            let parts = config.attention.parts();
+            let heads = parts.iter().map(Attention::kv_heads);
+            heads.flat_map(|n| (0..n).map(move |head| bias(head, n) as f32)).collect()
         } else {
             let into = name.ends_with("attn.out.weight") || name.ends_with("mlp.down.weight");
             let deviation = if into { into_residual } else { DEVIATION };

@@ -53,9 +53,13 @@ fn every_weight_has_the_gradient_that_the_cpu_finds() {
         "power:2+near:0+block:16+gates",
         "power:4+near:1+gates",
         "window+near:1+gates",
+        "taylor:3+power:4+near:1+gates",
+        "taylor:3+power:2,near:0+near:1+block:16+gates",
+        "window+power:4+near:1+slopes",
     ] {
         for (heads, head_dim) in [(4, 16), (2, 32), (8, 8)] {
-            let attention = Attention { heads, head_dim, ..base.in_words(words).unwrap() };
+            let base = Attention { heads, head_dim, ..base.clone() };
+            let attention = base.in_words(words).unwrap();
             let config = config(attention);
             let mut weights = initial_weights(&config, 3).unwrap();
             for (name, weight) in &mut weights {

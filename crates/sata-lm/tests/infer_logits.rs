@@ -77,6 +77,7 @@ fn scores_are_log_probabilities() {
 fn unusual_sizes() {
     let mut rng = rng();
     for round in 0..12 {
+        // Mixtures, the last of them, have their own numbers of heads.
         let (kernel, position) = all_kinds().swap_remove(rng.random_range(0..16));
         let mut config = config(kernel, position);
         config.vocab = rng.random_range(1..200);

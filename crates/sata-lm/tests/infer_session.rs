@@ -4,11 +4,11 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{all_kinds, config, random, rng, text};
+use common::{all_kinds, config, half_softmax, mixture, random, rng, text};
 use rand::Rng;
 use safetensors::SafeTensors;
 use sata_lm::infer::{Sampling, Session, Weights};
-use sata_lm::{Kernel, Position};
+use sata_lm::{Attention, Config, Kernel, Position};
 
 fn sampling(seed: u64) -> Sampling {
     Sampling { repetition_penalty: 1.2, window: 7, seed, ..Sampling::default() }
@@ -106,6 +106,10 @@ fn its_size_stays() {
             let grown = session.state_bytes() as u64;
             // Keys, values and decays of 120 tokens, keys in blocks of 16.
             assert!(grown >= session.weights().cache_bytes(120) && grown < 2 * before as u64 * 6);
+        } else if !config.attention.is_constant_cost() {
+            // The half that grows: one of two key/value heads; keys in blocks of 16.
+            let grown = session.state_bytes() - before;
+            assert!(2 * grown as u64 >= session.weights().cache_bytes(96), "{grown}");
         } else {
             assert_eq!(session.state_bytes(), before, "{kernel:?} {position:?}");
         }
@@ -115,7 +119,7 @@ fn its_size_stays() {
 #[test]
 fn broken_files_are_refused() {
     let mut rng = rng();
-    for kernel in [Kernel::Softmax, Kernel::Taylor { terms: 3 }] {
+    for kernel in [Kernel::Softmax, Kernel::Taylor { terms: 3 }, half_softmax()] {
         let config = config(kernel, Position::Gates);
         let weights = random(&config, &mut rng);
         let mut session = Session::new(&weights, sampling(5)).unwrap();
@@ -197,4 +201,31 @@ fn wrong_tokens_change_nothing() {
         assert!(said.starts_with(field), "{said}");
     }
     assert!(contents(&session) == before);
+}
+
+/// What a mixture's groups remember is what they would as attentions of their own, and the file
+/// has each under its own name.
+#[test]
+fn a_mixture_remembers_what_its_groups_do() {
+    let mut rng = rng();
+    let config = config(mixture(), Position::Gates);
+    let weights = random(&config, &mut rng);
+    let mut session = Session::new(&weights, Sampling::greedy()).unwrap();
+    session.feed(&text(&config, 40, &mut rng)).unwrap();
+    let alone = |part: &Attention| {
+        let config = Config { attention: part.clone(), ..config.clone() };
+        let weights = Arc::new(Weights::untrained(&config, 1).unwrap());
+        let mut session = Session::new(&weights, Sampling::greedy()).unwrap();
+        session.feed(&text(&config, 40, &mut self::rng())).unwrap();
+        (session.state_bytes(), weights.past_bytes_per_token(40))
+    };
+    let parts: Vec<_> = config.attention.parts().iter().map(alone).collect();
+    assert_eq!(session.state_bytes(), parts.iter().map(|part| part.0).sum::<usize>());
+    assert_eq!(weights.past_bytes_per_token(40), parts.iter().map(|part| part.1).sum::<u64>());
+    let bytes = session.to_bytes();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["layers.0.groups.0.state", "layers.1.groups.1.state"] {
+        assert!(file.tensor(name).is_ok(), "{name} in {:?}", file.names());
+    }
+    assert!(file.tensor("layers.0.state").is_err());
 }

@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
-use sata_lm::{Attention, Config, Kernel, Model, Position, initial_weights, weight_shapes};
+use sata_lm::{
+    Attention, Config, HeadGroup, Kernel, Model, Position, initial_weights, weight_shapes,
+};
 
 /// A generator whose seed is printed, or taken from `SATA_TEST_SEED`.
 fn rng() -> StdRng {
@@ -21,13 +23,23 @@ fn rng() -> StdRng {
 
 const VOCAB: usize = 11;
 
+/// Half the heads like this, half like that.
+fn mixture() -> Kernel {
+    let half = |kernel, near, sinks| HeadGroup { heads: 2, kernel, near: Some(near), sinks };
+    let groups =
+        vec![half(Kernel::Taylor { terms: 3 }, 1, 1), half(Kernel::Power { exponent: 2 }, 0, 0)];
+    Kernel::Mixture { groups }
+}
+
 fn config(kernel: Kernel, position: Position, qk_norm: bool) -> Config {
+    // What says itself what is near, or has no need to.
+    let all = matches!(kernel, Kernel::Softmax | Kernel::Mixture { .. });
     let attention = Attention {
         heads: 4,
         kv_heads: Some(2),
         head_dim: 4,
-        near: (kernel != Kernel::Softmax).then_some(1),
-        sinks: usize::from(kernel != Kernel::Softmax),
+        near: (!all).then_some(1),
+        sinks: usize::from(!all),
         kernel,
         block: 3,
         position,
@@ -43,6 +55,7 @@ fn configs() -> Vec<Config> {
         Kernel::Window,
         Kernel::Taylor { terms: 3 },
         Kernel::Power { exponent: 2 },
+        mixture(),
     ];
     let positions = [Position::None, Position::Rotary, Position::Slopes, Position::Gates];
     let mut all = vec![];
@@ -227,6 +240,24 @@ fn initial_weights_are_what_they_say() {
     config.attention.position = Position::Gates;
     let one = initial_weights(&config, 7).unwrap();
     assert_eq!(numbers(&one["layers.1.attn.gate.bias"]), [3.0]);
+    // Of a mixture each group's gates begin as those of a layer of so many heads; all else is as
+    // without.
+    (config.attention.heads, config.attention.qk_norm) = (4, true);
+    (config.attention.near, config.attention.sinks) = (None, 0);
+    config.attention.kernel = mixture();
+    let mixed = initial_weights(&config, 7).unwrap();
+    assert_eq!(numbers(&mixed["layers.1.attn.gate.bias"]), [0.0, 6.0, 0.0, 6.0]);
+    let group = |kernel, heads| HeadGroup { heads, kernel, near: Some(1), sinks: 0 };
+    let groups = vec![group(Kernel::Window, 3), group(Kernel::Power { exponent: 4 }, 1)];
+    config.attention.kernel = Kernel::Mixture { groups };
+    let uneven = initial_weights(&config, 7).unwrap();
+    assert_eq!(numbers(&uneven["layers.0.attn.gate.bias"]), [0.0, 3.0, 6.0, 3.0]);
+    assert_eq!(uneven.len(), mixed.len());
+    config.attention = config.attention.in_words("taylor:3+near:1").unwrap();
+    let single = initial_weights(&config, 7).unwrap();
+    for (name, x) in single.iter().filter(|(name, _)| !name.ends_with("gate.bias")) {
+        assert_eq!(numbers(x), numbers(&mixed[name]), "{name}");
+    }
 }
 
 #[test]
@@ -269,4 +300,23 @@ fn wrong_input_is_named() {
     bad.attention.kv_heads = Some(3);
     says(Model::from_tensors(&bad, weights.clone()).unwrap_err(), &["kv_heads, 3"]);
     says(initial_weights(&bad, 0).unwrap_err(), &["kv_heads, 3"]);
+}
+
+/// A mixture of one kernel with itself is that kernel, but for the slopes that its halves have.
+#[test]
+fn a_mixture_of_equals_is_no_mixture() {
+    let mut rng = rng();
+    for position in [Position::None, Position::Rotary, Position::Gates] {
+        let single = config(Kernel::Taylor { terms: 3 }, position, true);
+        let words = single.attention.in_words("taylor:3+taylor:3").unwrap();
+        let mixed = Config { attention: words, ..single.clone() };
+        assert!(matches!(&mixed.attention.kernel, Kernel::Mixture { groups } if groups.len() == 2));
+        let weights = weights(&single, &mut rng, DType::F64);
+        let tokens = tokens(&mut rng, 2, 14);
+        let logits = |config: &Config| {
+            Model::from_tensors(config, weights.clone()).unwrap().forward(&tokens).unwrap()
+        };
+        let apart = (logits(&single) - logits(&mixed)).unwrap().abs().unwrap();
+        assert_eq!(scalar(&apart.max_all().unwrap()), 0.0, "{position:?}");
+    }
 }

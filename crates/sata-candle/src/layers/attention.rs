@@ -5,7 +5,7 @@ use candle_nn::{Init, Module, VarBuilder};
 use sata::{Decay, Plan, alibi_slopes};
 
 use super::Linear;
-use crate::{Options, Watch, attention_packed, head_norm, log_gates, rotary};
+use crate::{HeadGroup, Options, Watch, attention_groups, error, head_norm, log_gates, rotary};
 
 /// Sizes and kinds of a [`TaylorAttention`], besides its plan.
 #[derive(Clone, Debug)]
@@ -22,15 +22,17 @@ pub struct TaylorAttentionOptions {
     pub rotary: Option<f64>,
 }
 
-/// Causal self-attention with its projections; the plan's spec says which, and what fades.
+/// Causal self-attention with its projections; the plan's spec says which, and what fades. Of a
+/// mixture groups of heads have a plan each, and all else is shared.
 ///
 /// Weights: `qkv.weight` `[(heads + kv_heads)·d_key + kv_heads·d_value, width]` (all queries, then
 /// keys, then values, head by head), `out.weight` `[width, heads·d_value]`; with forget gates
 /// `gate.weight` `[kv_heads, width]` and `gate.bias` `[kv_heads]`; with q/k norms `q_norm.weight`
-/// and `k_norm.weight` `[d_key]`. With slopes they are [`alibi_slopes`], not learnt.
+/// and `k_norm.weight` `[d_key]`. With slopes they are [`alibi_slopes`] of each group's
+/// key/value heads, not learnt.
 #[derive(Clone, Debug)]
 pub struct TaylorAttention {
-    plan: Arc<Plan>,
+    groups: Vec<HeadGroup>,
     options: TaylorAttentionOptions,
     qkv: Linear,
     out: Linear,
@@ -46,8 +48,40 @@ impl TaylorAttention {
     /// # Errors
     /// Weights that are missing or have other shapes.
     pub fn new(plan: &Arc<Plan>, options: TaylorAttentionOptions, vb: VarBuilder) -> Result<Self> {
-        let (d_key, d_value) = (plan.spec().d_key(), plan.spec().d_value());
+        let TaylorAttentionOptions { heads, kv_heads, .. } = options;
+        Self::mixture(&[HeadGroup { plan: plan.clone(), heads, kv_heads }], options, vb)
+    }
+
+    /// The layer of a mixture: its heads are those of the groups, one group after the other.
+    ///
+    /// # Errors
+    /// Groups that have other heads in all than the options, or differ in d_key, d_value or decay;
+    /// weights that are missing or have other shapes.
+    pub fn mixture(
+        groups: &[HeadGroup],
+        options: TaylorAttentionOptions,
+        vb: VarBuilder,
+    ) -> Result<Self> {
         let TaylorAttentionOptions { width, heads, kv_heads, qk_norm, .. } = options;
+        let shared = |group: &HeadGroup| {
+            let spec = group.plan.spec();
+            (spec.d_key(), spec.d_value(), spec.decay())
+        };
+        let wrong = |got: String, expected| error::value("attention", "groups", got, expected);
+        let Some((d_key, d_value, decay)) = groups.first().map(shared) else {
+            return Err(wrong("empty".into(), "there must be at least one".into()));
+        };
+        let all = [|group: &HeadGroup| group.heads, |group: &HeadGroup| group.kv_heads]
+            .map(|of| groups.iter().map(of).fold(0, usize::saturating_add));
+        if all != [heads, kv_heads] {
+            let expected = format!("the layer has {:?}", [heads, kv_heads]);
+            return Err(wrong(format!("of {all:?} heads and key/value heads"), expected));
+        }
+        if let Some(i) = groups.iter().position(|group| shared(group) != (d_key, d_value, decay)) {
+            let expected = format!("the first has {:?}", (d_key, d_value, decay));
+            let got = format!("{:?} in group {i} (d_key, d_value, decay)", shared(&groups[i]));
+            return Err(wrong(got, expected));
+        }
         let keys = heads.saturating_add(kv_heads).saturating_mul(d_key);
         let packed = keys.saturating_add(kv_heads.saturating_mul(d_value));
         let one = Init::Const(1.0);
@@ -59,19 +93,21 @@ impl TaylorAttention {
             )),
             None => None,
         };
-        let gate = match plan.spec().decay() {
+        let gate = match decay {
             Decay::Gates => Some((
                 Linear::new(width, kv_heads, vb.pp("gate"))?,
                 vb.pp("gate").get_with_hints(kv_heads, "bias", Init::Const(3.0))?,
             )),
             _ => None,
         };
-        let slopes = match plan.spec().decay() {
-            Decay::Slopes => Some(alibi_slopes(kv_heads).into()),
+        let slopes = match decay {
+            Decay::Slopes => {
+                Some(groups.iter().flat_map(|group| alibi_slopes(group.kv_heads)).collect())
+            }
             _ => None,
         };
         Ok(TaylorAttention {
-            plan: plan.clone(),
+            groups: groups.to_vec(),
             qkv: Linear::new(width, packed, vb.pp("qkv"))?,
             out: Linear::new(heads.saturating_mul(d_value), width, vb.pp("out"))?,
             norms,
@@ -88,9 +124,9 @@ impl TaylorAttention {
         TaylorAttention { watch: Some((watch.clone(), name.into())), ..self }
     }
 
-    /// What it computes, and how.
-    pub fn plan(&self) -> &Arc<Plan> {
-        &self.plan
+    /// What its heads compute, and how: one group unless it is a mixture.
+    pub fn groups(&self) -> &[HeadGroup] {
+        &self.groups
     }
 
     /// residual + the layer of x: both `[batch, tokens, width]`.
@@ -109,10 +145,10 @@ impl TaylorAttention {
             qkv = head_norm(&qkv, q, k, heads, kv_heads, *eps)?;
         }
         if let Some(base) = self.options.rotary {
-            qkv = rotary(&qkv, self.plan.spec().d_key(), heads + kv_heads, 0, base)?;
+            qkv = rotary(&qkv, self.groups[0].plan.spec().d_key(), heads + kv_heads, 0, base)?;
         }
         if let Some((watch, name)) = &self.watch {
-            let spec = self.plan.spec();
+            let spec = self.groups[0].plan.spec();
             let parts = [
                 ("q", heads * spec.d_key()),
                 ("k", kv_heads * spec.d_key()),
@@ -133,7 +169,7 @@ impl TaylorAttention {
         if let Some(slopes) = &self.slopes {
             options = options.constant_slopes(slopes.clone());
         }
-        see(attention_packed(&self.plan, &qkv, heads, kv_heads, &options)?, "y")
+        see(attention_groups(&self.groups, &qkv, &options)?, "y")
     }
 }
 

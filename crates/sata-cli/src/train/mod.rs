@@ -83,10 +83,17 @@ power:EXPONENT, and then any of
 What is not said stays as in the file, but that softmax has neither near blocks nor sinks.
 For example: --attention taylor:5+gates+near:1, --attention softmax+rotary
 
+Several kernels are a mixture, each for some of the heads: taylor:3+power:4 in equal shares,
+taylor:3*6+power:4*2 of so many heads, window+power:2*2 with the rest for what says no number.
+Words for one kernel's heads alone follow a comma: taylor:3,near:1+power:4,near:0+gates. Of a
+mixture in the file no near or sinks stay.
+
 Settings, with what holds where they are left away:
   [model] layers, width, mlp, norm_eps = 1e-5
   [model.attention] heads, kv_heads (heads), head_dim, kernel = { kind = \"taylor\", terms = 3 }
-    (softmax, window, power with exponent), near (none), block = 64, sinks = 0,
+    (softmax, window, power with exponent; or kind = \"mixture\" with groups, a list of
+    { heads, kernel, near, sinks } that takes the place of near and sinks),
+    near (none), block = 64, sinks = 0,
     position = \"none\", \"rotary\", \"slopes\" or \"gates\", qk_norm = false
   [tokenizer] vocab = 4096 (257: bytes alone)
   [train] steps, batch, micro_batch, context (batches in sequences of so many tokens),

@@ -15,6 +15,8 @@
 //! | `layers.i.values`  | F32 `[h, t, d]`   | likewise                                             |
 //! | `layers.i.fading`  | F64 `[h, t]`      | likewise, with slopes or gates: Σ log of the decays  |
 //!
+//! Of a mixture each group g of heads has its own, `layers.i.groups.g.state` and so on.
+//!
 //! Metadata: `format` (`sata-session`), `version`, `model` and `config` (digests of those that it
 //! belongs to), `position` (t), `sampling` (JSON), `seed` and `drawn` (the random numbers),
 //! `troubles`, and `digest`: SHA-256, in hexadecimal, of all else. It is taken over the other
@@ -34,11 +36,11 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use super::Error;
-use super::attention::Past;
+use super::attention::{Memory, Past};
 use super::cache::Cache;
 use super::sample::{MAX_WINDOW, Random, Sampling};
 use super::session::Session;
-use super::weights::{Weights, hex};
+use super::weights::{Group, Weights, hex};
 use crate::Position;
 
 const FORMAT: &str = "sata-session";
@@ -88,7 +90,6 @@ impl Session {
     }
 
     fn tensors(&self) -> Vec<Tensor<'_>> {
-        let f32s = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let tail: Vec<u8> = self.tail.iter().flat_map(|x| x.to_le_bytes()).collect();
         let logits = f32s(&self.logits);
         let mut all: Vec<Tensor<'_>> = vec![
@@ -102,26 +103,37 @@ impl Session {
             ),
         ];
         for (i, past) in self.pasts.iter().enumerate() {
-            let name = |what: &str| format!("layers.{i}.{what}");
-            match past {
-                Past::State(state) => {
-                    let bytes = state.to_bytes();
-                    all.push((name("state"), Dtype::U8, vec![bytes.len()], bytes.into()));
-                }
-                Past::Cache(cache) => {
-                    let shape = vec![cache.heads.len(), cache.tokens, cache.d];
-                    let [keys, values] = cache.rows();
-                    all.push((name("keys"), Dtype::F32, shape.clone(), f32s(&keys).into()));
-                    all.push((name("values"), Dtype::F32, shape.clone(), f32s(&values).into()));
-                    if fades(&self.weights) {
-                        let fading = cache.heads.iter().flat_map(|head| &head.fading);
-                        let bytes: Vec<u8> = fading.flat_map(|x| x.to_le_bytes()).collect();
-                        all.push((name("fading"), Dtype::F64, shape[..2].to_vec(), bytes.into()));
-                    }
-                }
+            for (g, memory) in past.0.iter().enumerate() {
+                let name = |what: &str| name(&self.weights, [i, g], what);
+                self.tensors_of(memory, name, &mut all);
             }
         }
         all
+    }
+
+    fn tensors_of(
+        &self,
+        memory: &Memory,
+        name: impl Fn(&str) -> String,
+        all: &mut Vec<Tensor<'_>>,
+    ) {
+        match memory {
+            Memory::State(state) => {
+                let bytes = state.to_bytes();
+                all.push((name("state"), Dtype::U8, vec![bytes.len()], bytes.into()));
+            }
+            Memory::Cache(cache) => {
+                let shape = vec![cache.heads.len(), cache.tokens, cache.d];
+                let [keys, values] = cache.rows();
+                all.push((name("keys"), Dtype::F32, shape.clone(), f32s(&keys).into()));
+                all.push((name("values"), Dtype::F32, shape.clone(), f32s(&values).into()));
+                if fades(&self.weights) {
+                    let fading = cache.heads.iter().flat_map(|head| &head.fading);
+                    let bytes: Vec<u8> = fading.flat_map(|x| x.to_le_bytes()).collect();
+                    all.push((name("fading"), Dtype::F64, shape[..2].to_vec(), bytes.into()));
+                }
+            }
+        }
     }
 
     /// Resumes a session of this model: it goes on exactly as the one that was saved.
@@ -174,9 +186,22 @@ impl Session {
             return file.wrong(format!("tail has token {token}, the model has {vocab}"));
         }
         for (i, past) in session.pasts.iter_mut().enumerate() {
-            *past = file.past(i, session.position, weights)?;
+            let memory = |g: usize| file.memory([i, g], session.position, weights);
+            *past = Past((0..weights.groups.len()).map(memory).collect::<Result<_, _>>()?);
         }
         Ok(session)
+    }
+}
+
+fn f32s(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Name of a tensor of a layer's group of heads.
+fn name(weights: &Weights, [layer, group]: [usize; 2], what: &str) -> String {
+    match weights.groups.len() {
+        1 => format!("layers.{layer}.{what}"),
+        _ => format!("layers.{layer}.groups.{group}.{what}"),
     }
 }
 
@@ -294,11 +319,12 @@ impl<'a> Contents<'a> {
         }
     }
 
-    fn past(&self, i: usize, position: u64, weights: &Weights) -> Result<Past, Error> {
-        let name = |what: &str| format!("layers.{i}.{what}");
-        let a = &weights.config().attention;
-        let (heads, d) = (a.kv_heads(), a.head_dim);
-        let Some(plan) = &weights.plan else {
+    fn memory(&self, place: [usize; 2], position: u64, weights: &Weights) -> Result<Memory, Error> {
+        let name = |what: &str| name(weights, place, what);
+        let d = weights.config().attention.head_dim;
+        let Group { plan, heads: [_, heads], .. } = &weights.groups[place[1]];
+        let heads = *heads;
+        let Some(plan) = plan else {
             let Ok(tokens) = usize::try_from(position) else {
                 return self.wrong(format!("position is {position}"));
             };
@@ -313,7 +339,7 @@ impl<'a> Contents<'a> {
                     return self.wrong(format!("{} holds {x}", name("fading")));
                 }
             }
-            return Ok(Past::Cache(Cache::from_rows(shape, [&keys, &values], &fading)));
+            return Ok(Memory::Cache(Cache::from_rows(shape, [&keys, &values], &fading)));
         };
         let bytes = self.tensor(&name("state"), Dtype::U8, None)?;
         let state =
@@ -327,7 +353,7 @@ impl<'a> Contents<'a> {
                 (1, heads, position)
             ));
         }
-        Ok(Past::State(state))
+        Ok(Memory::State(state))
     }
 }
 

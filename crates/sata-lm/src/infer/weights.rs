@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::Error;
 use super::matrix::{Matrix, Type};
 use super::matvec::{Kernels, kernels};
-use crate::{Config, Kernel, Position, initial_weights, weight_shapes};
+use crate::{Attention, Config, Kernel, Position, initial_weights, weight_shapes};
 
 /// Name of the file that says what a model is.
 pub const CONFIG_FILE: &str = "config.json";
@@ -23,16 +23,46 @@ pub const WEIGHTS_FILE: &str = "model.safetensors";
 pub struct Weights {
     pub(super) config: Config,
     pub(super) kernels: &'static Kernels,
-    /// None for softmax.
-    pub(super) plan: Option<sata::Plan>,
-    /// Of the key/value heads, where there are slopes.
-    pub(super) slopes: Vec<f64>,
+    /// One unless the attention is a mixture.
+    pub(super) groups: Vec<Group>,
     pub(super) embed: Matrix,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Vec<f32>,
     digest: String,
     config_digest: String,
     source: String,
+}
+
+/// Heads of a layer that attend alike.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// None for softmax.
+    pub plan: Option<sata::Plan>,
+    /// Of the key/value heads, where there are slopes.
+    pub slopes: Vec<f64>,
+    /// The first query head and the first key/value head among the layer's.
+    pub first: [usize; 2],
+    /// Query heads and key/value heads.
+    pub heads: [usize; 2],
+}
+
+impl Group {
+    /// Those of an attention.
+    fn all(attention: &Attention) -> Result<Vec<Self>, Error> {
+        let mut first = [0, 0];
+        let group = |part: &Attention| {
+            let softmax = part.kernel == Kernel::Softmax;
+            let plan = if softmax { None } else { Some(sata::Plan::new(&part.spec()?)?) };
+            let slopes = match part.position {
+                Position::Slopes => sata::alibi_slopes(part.kv_heads()),
+                _ => vec![],
+            };
+            let group = Group { plan, slopes, first, heads: [part.heads, part.kv_heads()] };
+            first = [first[0] + part.heads, first[1] + part.kv_heads()];
+            Ok(group)
+        };
+        attention.parts().iter().map(group).collect()
+    }
 }
 
 /// One layer's weights.
@@ -86,18 +116,10 @@ impl Weights {
         })?;
         let tensors = Tensors { file: &file, name: &name };
         tensors.check(&config)?;
-        let a = &config.attention;
-        let softmax = a.kernel == Kernel::Softmax;
-        let plan = if softmax { None } else { Some(sata::Plan::new(&a.spec()?)?) };
-        let slopes = match a.position {
-            Position::Slopes => sata::alibi_slopes(a.kv_heads()),
-            _ => vec![],
-        };
         let layers = (0..config.layers).map(|i| tensors.layer(&config, i));
         Ok(Weights {
             kernels: kernels()?,
-            plan,
-            slopes,
+            groups: Group::all(&config.attention)?,
             embed: tensors.matrix(&["embed.weight".into()], config.width),
             layers: layers.collect(),
             norm: tensors.vector("norm.weight"),
@@ -175,20 +197,28 @@ impl Weights {
     /// Bytes of its past that a session reads for one token: of a model of constant cost the far
     /// sums and, on average, what waits in the open blocks and sinks; of softmax the KV cache.
     pub fn past_bytes_per_token(&self, position: u64) -> u64 {
-        let a = &self.config.attention;
-        let (d, heads) = (a.head_dim, (self.config.layers * a.kv_heads()) as u64);
-        let Some(plan) = &self.plan else {
-            return self.cache_bytes(position);
-        };
-        let far = sata::cost::state_bytes(d, d, &plan.spec().orders(), size_of::<f32>(), false);
-        // From n blocks to n + 1, and as many near blocks again.
-        let open = (2 * a.near.unwrap_or(0) + 1) * a.block / 2 + a.sinks;
-        heads * (far as u64 + (open * (2 * d + 1) * size_of::<f32>()) as u64)
+        let (layers, d) = (self.config.layers as u64, self.config.attention.head_dim);
+        let kept = |tokens: usize| (tokens * (2 * d + 1) * size_of::<f32>()) as u64;
+        let parts = self.config.attention.parts();
+        let bytes = self.groups.iter().zip(&parts).map(|(group, part)| {
+            let Some(plan) = &group.plan else {
+                return self.cache_bytes_of(part, position);
+            };
+            let orders = plan.spec().orders();
+            let far = sata::cost::state_bytes(d, d, &orders, size_of::<f32>(), false);
+            // From n blocks to n + 1, and as many near blocks again.
+            let open = (2 * part.near.unwrap_or(0) + 1) * part.block / 2 + part.sinks;
+            layers * part.kv_heads() as u64 * (far as u64 + kept(open))
+        });
+        bytes.sum()
     }
 
     /// Bytes that a KV cache of f32 holds after `tokens` tokens.
     pub fn cache_bytes(&self, tokens: u64) -> u64 {
-        let a = &self.config.attention;
+        self.cache_bytes_of(&self.config.attention, tokens)
+    }
+
+    fn cache_bytes_of(&self, a: &Attention, tokens: u64) -> u64 {
         let each = self.config.layers * a.kv_heads() * 2 * a.head_dim * size_of::<f32>();
         tokens.saturating_mul(each as u64)
     }

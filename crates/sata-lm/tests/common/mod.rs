@@ -12,7 +12,7 @@ use rand_distr::StandardNormal;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sata_lm::infer::Weights;
-use sata_lm::{Attention, Config, Kernel, Position};
+use sata_lm::{Attention, Config, HeadGroup, Kernel, Position};
 
 /// A generator whose seed is printed, or taken from `SATA_TEST_SEED`.
 pub fn rng() -> StdRng {
@@ -31,14 +31,36 @@ pub fn all_kinds() -> Vec<(Kernel, Position)> {
         Kernel::Window,
         Kernel::Taylor { terms: 3 },
         Kernel::Power { exponent: 2 },
+        mixture(),
+        half_softmax(),
     ];
     let positions = [Position::None, Position::Rotary, Position::Slopes, Position::Gates];
     kernels.iter().flat_map(|k| positions.map(|p| (k.clone(), p))).collect()
 }
 
+fn half(kernel: Kernel, near: Option<usize>, sinks: usize) -> HeadGroup {
+    HeadGroup { heads: 2, kernel, near, sinks }
+}
+
+/// Two groups of two heads that differ in everything a group can differ in.
+pub fn mixture() -> Kernel {
+    let groups = vec![
+        half(Kernel::Power { exponent: 4 }, Some(0), 0),
+        half(Kernel::Taylor { terms: 3 }, Some(2), 3),
+    ];
+    Kernel::Mixture { groups }
+}
+
+/// Two groups of which one grows.
+pub fn half_softmax() -> Kernel {
+    let groups = vec![half(Kernel::Window, Some(1), 1), half(Kernel::Softmax, None, 0)];
+    Kernel::Mixture { groups }
+}
+
 /// A small config of odd sizes.
 pub fn config(kernel: Kernel, position: Position) -> Config {
-    let softmax = kernel == Kernel::Softmax;
+    // What says itself what is near.
+    let softmax = matches!(kernel, Kernel::Softmax | Kernel::Mixture { .. });
     let attention = Attention {
         heads: 4,
         kv_heads: Some(2),

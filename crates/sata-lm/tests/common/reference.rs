@@ -1,6 +1,6 @@
 //! The model once more, one number at a time, in f64.
 
-use sata_lm::{Config, Kernel, Position};
+use sata_lm::{Config, HeadGroup, Kernel, Position};
 
 use super::Tensor;
 
@@ -28,15 +28,32 @@ impl Model<'_> {
         self.get(&format!("layers.{i}.{name}"))
     }
 
-    /// Weight of key s for query t, without decay.
-    fn weight(&self, t: usize, s: usize, x: f64) -> f64 {
+    /// The group that a head belongs to, and the group's first head.
+    fn group(&self, head: usize) -> (HeadGroup, usize) {
         let a = &self.config.attention;
-        let near = match (&a.kernel, a.near) {
-            (Kernel::Softmax, _) => true,
-            (_, None) => s < a.sinks,
-            (_, Some(n)) => s < a.sinks || t / a.block <= s / a.block + n,
+        let Kernel::Mixture { groups } = &a.kernel else {
+            let (heads, kernel) = (a.heads, a.kernel.clone());
+            return (HeadGroup { heads, kernel, near: a.near, sinks: a.sinks }, 0);
         };
-        match a.kernel {
+        let mut first = 0;
+        for group in groups {
+            if head < first + group.heads {
+                return (group.clone(), first);
+            }
+            first += group.heads;
+        }
+        panic!("no group has head {head}")
+    }
+
+    /// Weight of key s for query t, without decay.
+    fn weight(&self, group: &HeadGroup, t: usize, s: usize, x: f64) -> f64 {
+        let block = self.config.attention.block;
+        let near = match (&group.kernel, group.near) {
+            (Kernel::Softmax, _) => true,
+            (_, None) => s < group.sinks,
+            (_, Some(n)) => s < group.sinks || t / block <= s / block + n,
+        };
+        match group.kernel {
             _ if near => x.exp(),
             Kernel::Softmax | Kernel::Window => 0.0,
             Kernel::Taylor { terms } => {
@@ -44,6 +61,7 @@ impl Model<'_> {
                 (0..terms).map(term).sum()
             }
             Kernel::Power { exponent } => x.powi(exponent as i32) + 1e-3,
+            Kernel::Mixture { .. } => panic!("a mixture in a mixture"),
         }
     }
 
@@ -70,10 +88,12 @@ impl Model<'_> {
         };
         let mut out = vec![vec![0.0; a.heads * d]; x.len()];
         for h in 0..a.heads {
-            let group = h / (a.heads / kv);
+            let share = a.heads / kv;
+            let group = h / share;
+            let (of, first) = self.group(h);
             let log_decay = |t: usize| match a.position {
                 Position::None | Position::Rotary => 0.0,
-                Position::Slopes => -sata::alibi_slopes(kv)[group],
+                Position::Slopes => -sata::alibi_slopes(of.heads / share)[group - first / share],
                 Position::Gates => {
                     let row = &self.layer(i, "attn.gate.weight")[group * x[t].len()..];
                     let z = row.iter().zip(&x[t]).map(|(w, x)| w * x).sum::<f64>()
@@ -87,7 +107,7 @@ impl Model<'_> {
                 for s in (0..=t).rev() {
                     let k = head(s, a.heads + group, Some("attn.k_norm.weight"));
                     let logit: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
-                    let w = self.weight(t, s, logit / (d as f64).sqrt()) * f64::exp(g);
+                    let w = self.weight(&of, t, s, logit / (d as f64).sqrt()) * f64::exp(g);
                     total += w;
                     let v = head(s, a.heads + kv + group, None);
                     for (out, v) in out[h * d..(h + 1) * d].iter_mut().zip(v) {
