@@ -11,8 +11,18 @@ use sata_lm::pretrained::{
 
 use super::tiny::{bert_folder, llama_folder};
 
+/// One whose context no text here reaches.
 fn model() -> Arc<Llama> {
+    model_of(4096)
+}
+
+fn model_of(context: usize) -> Arc<Llama> {
     let folder = llama_folder(safetensors::Dtype::F32);
+    let path = folder.path().join("config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let [old, new] = [64, context].map(|n| format!("\"max_position_embeddings\": {n}"));
+    assert!(config.contains(&old));
+    std::fs::write(&path, config.replace(&old, &new)).unwrap();
     match Pretrained::load(folder.path()).unwrap().model {
         Kind::Llama(model) => model,
         Kind::Bert(_) => panic!("it is a Llama"),
@@ -140,6 +150,41 @@ fn more_memory_is_nearer_to_softmax() {
     );
     let mixed = [1, 6].map(|rotated| far(memory(0, 2, 0, Far::Mixed { rotated })));
     assert!(mixed[0] < window && mixed[1] < mixed[0], "{window} {mixed:?}");
+}
+
+/// Past the context what is far stays at a distance that the model knows.
+#[test]
+fn memories_reach_no_further_than_the_context() {
+    let (context, count) = (40, 150);
+    let [short, long] = [context, 4096].map(model_of);
+    let tokens = tokens(count);
+    for setting in [
+        memory(1, 3, 0, Far::Nothing),
+        memory(1, 2, 4, Far::Nothing),
+        memory(1, 2, 4, Far::Groups(10)),
+    ] {
+        let [near, far] = [&short, &long].map(|model| hidden(model, &setting, &tokens, 1));
+        let width = near.len() / count;
+        let at = context * width;
+        assert_eq!(near[..at], far[..at], "{:?}: nothing is changed before", setting.heads);
+        let off = distance(&near[2 * at..], &far[2 * at..]);
+        assert!(off > 1e-5, "{:?}: it is changed after: {off}", setting.heads);
+    }
+    let setting = memory(1, 3, 0, Far::Nothing);
+    for parts in [7, 64] {
+        let [whole, parts] = [1, parts].map(|parts| hidden(&short, &setting, &tokens, parts));
+        assert!(distance(&parts, &whole) < 1e-4, "{}", distance(&parts, &whole));
+    }
+    // Two sinks, then the same tokens for ever: once all but the sinks is forgotten and these lie as
+    // far as may be, every token is like the one before.
+    let same: Vec<u32> = [[3, 5].as_slice(), &[7; 300]].concat();
+    let y = hidden(&short, &memory(1, 2, 0, Far::Nothing), &same, 1);
+    let width = y.len() / same.len();
+    let at = |token: usize| &y[token * width..(token + 1) * width];
+    assert!(distance(at(280), at(280 - 8)) < 1e-4, "{}", distance(at(280), at(280 - 8)));
+    let y = hidden(&long, &memory(1, 2, 0, Far::Nothing), &same, 1);
+    let at = |token: usize| &y[token * width..(token + 1) * width];
+    assert!(distance(at(280), at(280 - 8)) > 1e-4, "{}", distance(at(280), at(280 - 8)));
 }
 
 #[test]

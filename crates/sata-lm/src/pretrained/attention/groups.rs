@@ -10,6 +10,8 @@ pub(super) struct Groups {
     pub counts: Vec<f32>,
     /// What merging it costs, a sum over its tokens.
     weights: Vec<f32>,
+    /// How far back, see [`Reach::age`](crate::pretrained::rotary::Reach::age).
+    pub back: Vec<f32>,
     /// Mean keys, `[groups][d]`.
     pub keys: Vec<f32>,
     /// Mean values, `[groups][d]`.
@@ -28,14 +30,14 @@ impl Groups {
     /// Takes tokens in, each alone, and merges until there are at most `most`.
     pub(super) fn fold(
         &mut self,
-        keys: &[f32],
-        values: &[f32],
+        [keys, values, back]: [&[f32]; 3],
         most: usize,
         d: usize,
         calibration: Option<&Calibration>,
     ) {
         self.keys.extend_from_slice(keys);
         self.values.extend_from_slice(values);
+        self.back.extend_from_slice(back);
         self.counts.resize(self.keys.len() / d, 1.0);
         for key in keys.chunks_exact(d) {
             self.weights.push(importance(key, calibration));
@@ -70,6 +72,7 @@ impl Groups {
                     means[i * d + c] = mean;
                 }
             }
+            self.back[i] = (a * self.back[i] + b * self.back[j]) / (a + b);
             self.counts[i] = a + b;
             self.weights[i] += self.weights[j];
             costs.merged([i, j], &places, &self.weights, d);
@@ -85,12 +88,14 @@ impl Groups {
             }
             self.counts[to] = self.counts[from];
             self.weights[to] = self.weights[from];
+            self.back[to] = self.back[from];
             self.keys.copy_within(from * d..(from + 1) * d, to * d);
             self.values.copy_within(from * d..(from + 1) * d, to * d);
             to += 1;
         }
         self.counts.truncate(to);
         self.weights.truncate(to);
+        self.back.truncate(to);
         self.keys.truncate(to * d);
         self.values.truncate(to * d);
     }
@@ -214,7 +219,7 @@ mod tests {
         let mut groups = Groups::default();
         let keys = [0.0, 0.0, 5.0, 5.0, 0.1, 0.0, -7.0, 3.0, 5.0, 5.2];
         let values = [1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 9.0, 0.0, 4.0, 1.0];
-        groups.fold(&keys, &values, 3, 2, None);
+        groups.fold([&keys, &values, &[0.0; 5]], 3, 2, None);
         assert_eq!(groups.counts, [2.0, 2.0, 1.0]);
         assert_eq!(groups.values, [2.0, 0.0, 3.0, 0.5, 9.0, 0.0]);
         assert!((groups.keys[0] - 0.05).abs() < 1e-6 && (groups.keys[3] - 5.1).abs() < 1e-6);
@@ -231,7 +236,7 @@ mod tests {
             for value in values.chunks_exact(d) {
                 sum.iter_mut().zip(value).for_each(|(sum, v)| *sum += f64::from(*v));
             }
-            groups.fold(&keys, &values, 10, d, None);
+            groups.fold([&keys, &values, &[block as f32; 8]], 10, d, None);
             assert!(groups.len() <= 10);
         }
         assert_eq!(groups.counts.iter().sum::<f32>(), 160.0);

@@ -7,24 +7,31 @@ use super::far::{FarPart, FarSums};
 use super::groups::Groups;
 use super::setting::{Calibration, Far, MemorySetting};
 use crate::pretrained::linear::{add_product, dot, times};
+use crate::pretrained::rotary::Reach;
 
-/// Keys and values of some tokens, `[tokens][d]` each.
+/// Keys and values of some tokens, `[tokens][d]` each, and how far back they are from the first token
+/// of the current block.
 #[derive(Clone, Debug, Default)]
 struct Tokens {
     keys: Vec<f32>,
     values: Vec<f32>,
+    back: Vec<f32>,
 }
 
 impl Tokens {
-    fn push(&mut self, key: &[f32], value: &[f32]) {
+    fn push(&mut self, key: &[f32], value: &[f32], back: f32) {
         self.keys.extend_from_slice(key);
         self.values.extend_from_slice(value);
+        self.back.push(back);
     }
 
     /// Takes the first `count` out.
     fn pop(&mut self, count: usize, d: usize) -> Tokens {
-        let keys = self.keys.drain(..count * d).collect();
-        Tokens { keys, values: self.values.drain(..count * d).collect() }
+        Tokens {
+            keys: self.keys.drain(..count * d).collect(),
+            values: self.values.drain(..count * d).collect(),
+            back: self.back.drain(..count).collect(),
+        }
     }
 }
 
@@ -47,6 +54,8 @@ pub(super) struct Memory {
     sizes: Vec<f32>,
     groups: Groups,
     sums: Option<FarSums>,
+    /// For rotary embeddings: how far back keys may seem to lie.
+    reach: Option<Arc<Reach>>,
 }
 
 /// What is visible to a query of some exact tokens.
@@ -82,7 +91,14 @@ impl Memory {
             sizes: vec![],
             groups: Groups::default(),
             sums,
+            reach: None,
         }
+    }
+
+    /// The same, in which what is not near seems to lie no further back than `reach`; sums stay as they
+    /// are.
+    pub(super) fn within(self, reach: &Arc<Reach>) -> Self {
+        Memory { reach: Some(reach.clone()), ..self }
     }
 
     /// Bytes when everything is full, in f32.
@@ -92,10 +108,10 @@ impl Memory {
         let pair = 2 * self.d * 4;
         let far = match far {
             Far::Nothing => 0,
-            Far::Groups(groups) => groups * (pair + 8),
+            Far::Groups(groups) => groups * (pair + 12),
             Far::Mixed { .. } => self.sums.as_ref().map_or(0, FarSums::bytes),
         };
-        tokens * pair + kept * (pair + 4) + far
+        tokens * (pair + 4) + kept * (pair + 8) + far
     }
 
     /// Takes tokens in and answers the queries of `group` heads, each `[tokens][d]`; gives the same.
@@ -113,6 +129,9 @@ impl Memory {
         let mut done = 0;
         while done < tokens {
             let part = (block - self.position % block).min(tokens - done);
+            if self.position % block == 0 {
+                self.age();
+            }
             self.fold_old();
             let first = self.position;
             self.take(&keys[done * d..(done + part) * d], &values[done * d..(done + part) * d]);
@@ -156,8 +175,24 @@ impl Memory {
         for (key, value) in keys.chunks_exact(d).zip(values.chunks_exact(d)) {
             let to =
                 if self.position < self.setting.sinks { &mut self.sinks } else { &mut self.open };
-            to.push(key, value);
+            to.push(key, value, -((self.position % self.setting.block) as f32));
             self.position += 1;
+        }
+    }
+
+    /// A block begins.
+    fn age(&mut self) {
+        let block = self.setting.block;
+        self.open.back.iter_mut().for_each(|back| *back += block as f32);
+        if let Some(reach) = &self.reach {
+            let Memory { sinks, kept, groups, .. } = self;
+            for (keys, back) in [
+                (&mut sinks.keys, &mut sinks.back),
+                (&mut kept.keys, &mut kept.back),
+                (&mut groups.keys, &mut groups.back),
+            ] {
+                reach.age(keys, back, block);
+            }
         }
     }
 
@@ -183,7 +218,8 @@ impl Memory {
             Far::Nothing => {}
             Far::Groups(most) => {
                 let known = self.calibration.as_deref();
-                self.groups.fold(&rest.keys, &rest.values, most, d, known);
+                let rest = [&rest.keys[..], &rest.values, &rest.back];
+                self.groups.fold(rest, most, d, known);
             }
             Far::Mixed { .. } => {
                 if let Some(sums) = &mut self.sums {
@@ -196,9 +232,10 @@ impl Memory {
     /// Keeps the tokens with the largest keys; gives the others.
     fn keep(&mut self, tokens: Tokens) -> Tokens {
         let d = self.d;
-        for (key, value) in tokens.keys.chunks_exact(d).zip(tokens.values.chunks_exact(d)) {
+        let pairs = tokens.keys.chunks_exact(d).zip(tokens.values.chunks_exact(d));
+        for ((key, value), &back) in pairs.zip(&tokens.back) {
             self.sizes.push(self.size(key));
-            self.kept.push(key, value);
+            self.kept.push(key, value, back);
         }
         let mut order: Vec<usize> = (0..self.sizes.len()).collect();
         order.sort_by(|&a, &b| self.sizes[b].total_cmp(&self.sizes[a]));
@@ -206,12 +243,12 @@ impl Memory {
         order.iter().take(self.setting.kept).for_each(|&i| stays[i] = true);
         let (mut kept, mut rest, mut sizes) = (Tokens::default(), Tokens::default(), vec![]);
         let all = self.kept.keys.chunks_exact(d).zip(self.kept.values.chunks_exact(d));
-        for (i, (key, value)) in all.enumerate() {
+        for (i, ((key, value), &back)) in all.zip(&self.kept.back).enumerate() {
             if stays[i] {
-                kept.push(key, value);
+                kept.push(key, value, back);
                 sizes.push(self.sizes[i]);
             } else {
-                rest.push(key, value);
+                rest.push(key, value, back);
             }
         }
         (self.kept, self.sizes) = (kept, sizes);

@@ -9,6 +9,7 @@ use super::memory::Memory;
 use super::qkv::{Qkv, interleaved};
 use super::setting::{Calibration, HeadSetting, Setting, of_exp};
 use crate::pretrained::error::PretrainedError;
+use crate::pretrained::rotary::Reach;
 
 /// One key/value head's past.
 #[derive(Clone, Debug)]
@@ -49,6 +50,15 @@ impl HeadPast {
             HeadSetting::Memory(memory) => Kind::Memory(Box::new(Memory::new(memory, known, d))),
         };
         Ok(HeadPast { kind, d })
+    }
+
+    /// The same for keys with rotary embeddings: what is exact, kept or in groups but not near seems to
+    /// lie no further back than `reach`. Softmax, specs and sums are not changed.
+    pub(crate) fn within(mut self, reach: &Arc<Reach>) -> Self {
+        if let Kind::Memory(memory) = self.kind {
+            self.kind = Kind::Memory(Box::new(memory.within(reach)));
+        }
+        self
     }
 
     /// Bytes in f32: of all it will ever hold, or of what softmax's cache holds now.
@@ -140,9 +150,11 @@ impl LayerPast {
         setting: &Setting,
         layer: usize,
         [_, kv_heads, d]: [usize; 3],
+        reach: &Arc<Reach>,
     ) -> Result<Self, PretrainedError> {
-        let heads = (0..kv_heads).map(|head| HeadPast::new(setting, [layer, head], d));
-        Ok(LayerPast { heads: heads.collect::<Result<_, _>>()? })
+        let head = |head| Ok(HeadPast::new(setting, [layer, head], d)?.within(reach));
+        let heads = (0..kv_heads).map(head);
+        Ok(LayerPast { heads: heads.collect::<Result<_, PretrainedError>>()? })
     }
 
     /// Bytes of all heads.

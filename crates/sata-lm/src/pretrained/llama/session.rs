@@ -6,7 +6,7 @@ use super::weights::{Layer, Llama};
 use crate::pretrained::attention::{LayerPast, Qkv, Setting};
 use crate::pretrained::error::PretrainedError;
 use crate::pretrained::linear::{add_times, rms_norm, times};
-use crate::pretrained::rotary::Rotary;
+use crate::pretrained::rotary::{Reach, Rotary};
 
 /// Tokens that go through the layers at once.
 const PASS: usize = 512;
@@ -32,9 +32,9 @@ impl LlamaSession {
     pub fn new(model: &Arc<Llama>, setting: &Setting) -> Result<Self, PretrainedError> {
         let config = model.config();
         setting.check_sizes([config.layers, config.kv_heads, config.head_dim])?;
-        let pasts = (0..config.layers).map(|layer| {
-            LayerPast::new(setting, layer, [config.heads, config.kv_heads, config.head_dim])
-        });
+        let sizes = [config.heads, config.kv_heads, config.head_dim];
+        let reach = Arc::new(Reach::new(config.rope_base, config.head_dim, config.context));
+        let pasts = (0..config.layers).map(|layer| LayerPast::new(setting, layer, sizes, &reach));
         Ok(LlamaSession {
             pasts: pasts.collect::<Result<_, _>>()?,
             rotary: Rotary::new(config.rope_base, config.head_dim),
