@@ -21,16 +21,18 @@ DEVICE void clear_columns(S& s) {
         if constexpr (LOGS) s.scaled[i].bits = 0;
     }
 }
-// ĝ as columns, and queries turned and ĝ times what sums take in, where they do.
+// ĝ as columns, and queries turned and ĝ times what sums take in, where they do. Sums are relative to a token that no key
+// which reads them is after, `since` (as a logarithm to base 2) before the chunk: relative to a later one what queries are, who
+// see little but what is far, would not be finite where that has faded much.
 template <class S>
-DEVICE void make_columns(const Place& u, S& s, int chunk, int buffer, bool sums_grow) {
+DEVICE void make_columns(const Place& u, S& s, int chunk, int buffer, bool sums_grow, f32 since) {
     if constexpr (LOGS) {
         spread<CHUNK>([&](int i) {
             f32 log = NEAR ? -s.of_queries[buffer][2][i] * LOG2_E : 0.0f;
             // After the last token there is nothing, however much keys have faded since the chunk's first.
             log = chunk * CHUNK + i < u.at.tokens ? log + log_of(s.g[buffer], i) : -1e30f;
             s.logs[i] = log;
-            s.by[i] = exp2_of(log);
+            s.by[i] = exp2_of(log + since);
         });
         __syncthreads();
     }

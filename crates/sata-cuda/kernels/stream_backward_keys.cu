@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
     make_factors(p, s.factors);
     clear_columns(s);
 
-    if (threadIdx.x == 0) s.sums_mark = mark_of(p, u.at, u.head, u.at.end + LAG);
+    if (threadIdx.x == 0) s.sums_mark = mark_of(p, u.at, u.head, u.at.end);
     State state{u.at.end - 1, 0, u.at.end - 1, 0};
     auto set_state = [&](State next) {
         if constexpr (KEEPS) {
@@ -92,7 +92,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
                 fetch_queries(p, u, s, chunk - 1, 0, buffer ^ 1);
             }
             copy_async_commit();
-            make_columns(u, s, other, buffer, other == chunk + LAG && chunk > u.at.first);
+            const f32 since = LAG > 0 && FADES ? f32(s.g[buffer][0] - s.key_g[now.buffers >> 1][0]) * LOG2_E : 0.0f;
+            make_columns(u, s, other, buffer, other == chunk + LAG && chunk > u.at.first, since);
         }
         if (begins) {
             if constexpr (STASH) load_sums(sums, s.sums);
@@ -197,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         }
         const State then = state_now();
         if (then.other == then.chunk + LAG && then.chunk > u.at.first) {
-            const f64 mark = s.g[then.buffers & 1][0];
+            const f64 mark = s.key_g[then.buffers >> 1][0];
             if constexpr (STASH) load_sums(sums, s.sums);
             if (FADES && then.h == 0) fade_sums(sums, fading(s.sums_mark, mark));
             add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
@@ -215,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS) stream_backwar
         if constexpr (FADES) {
             // Everybody has read what sums were relative to.
             __syncthreads();
-            if (threadIdx.x == 0 && after.other == after.chunk + LAG) s.sums_mark = s.g[after.buffers & 1][0];
+            if (threadIdx.x == 0 && after.other == after.chunk + LAG) s.sums_mark = s.key_g[after.buffers >> 1][0];
         }
     }
 }

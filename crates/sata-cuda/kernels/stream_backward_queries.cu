@@ -151,14 +151,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
             for (int i = 0; i < 2 * ROW_TILES; i++) logs.row[i / 2][i % 2] = log_of(s.g[chunk % SLOTS], own.rows + g + 8 * i);
         }
         if constexpr (NEAR) {
-            // The largest near logit, faded, but no less than leaves far weights, faded, finite, and what a row is in sums of
-            // queries, which is relative to the chunk's first token, unless nothing of what is far would be left then.
-            auto least = [&](f32 faded, f32 first) { return (faded < first && faded > first - 120.0f ? first : faded) - 60.0f; };
+            // The largest near logit, faded, but no less than leaves far weights, faded, finite, and with them what a row is in
+            // sums of queries.
             const f32 sums_log = FADES && LAG > 0 ? f32(s.g[chunk % SLOTS][0] - s.g[max(0, summed) % SLOTS][0]) * LOG2_E : 0.0f;
 #pragma unroll
             for (int i = 0; i < 2 * ROW_TILES; i++) {
                 const f32 row = FADES ? logs.row[i / 2][i % 2] * (1.0f / LOG2_E) : 0.0f;
-                shift[i / 2][i % 2] = has_sums ? least(row + sums_log * (1.0f / LOG2_E), row) : -3e38f;
+                shift[i / 2][i % 2] = has_sums ? row + sums_log * (1.0f / LOG2_E) - 60.0f : -3e38f;
             }
             pairs([&](const OfPairs& z, const bf16*, const bf16*, const Beside& beside) {
 #pragma unroll
@@ -171,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, QUERY_BLOCKS) stream_backw
                             const int ahead = beside.ahead + 16 * m + g + j / 2 * 8 - (8 * n + 2 * t + j % 2);
                             const f32 row = FADES ? logs.row[m][j / 2] * (1.0f / LOG2_E) : 0.0f;
                             const f32 faded = FADES ? row + (logs.column[8 * n + 2 * t + j % 2] + logs.all) * (1.0f / LOG2_E) : 0.0f;
-                            const f32 logit = near ? fmaf(z[m][n][j], p.scale, faded) : least(faded, row);
+                            const f32 logit = near ? fmaf(z[m][n][j], p.scale, faded) : faded - 60.0f;
                             if (beside.cut == WHOLE || ahead >= 0) shift[m][j / 2] = fmaxf(shift[m][j / 2], logit);
                         }
                     }

@@ -69,6 +69,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
     clear_columns(s);
     const int first = min(u.at.first + LAG, u.at.chunks), end = min(u.at.end + LAG, u.at.chunks);
     const int steps = (end - first) * p.group;
+    // What all are relative to, where it takes no registers: of g's last place no token is.
+    f64& mark = s.g[0][OF_G - 1];
+    if (FADES && threadIdx.x == 0) mark = mark_of(p, u.at, u.head, u.at.first);
     if (steps > 0) fetch_queries(p, u, s, end - 1, 0, 0);
     copy_async_commit();
     int chunk = end - 1, h = 0;
@@ -80,8 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) stream_backwar
         __syncthreads();
         if (step + 1 < steps) fetch_queries(p, u, s, next ? chunk - 1 : chunk, next ? 0 : h + 1, buffer ^ 1);
         copy_async_commit();
-        make_columns(u, s, chunk, buffer, true);
-        if (FADES && h == 0 && step > 0) fade_sums(sums, fading(s.g[buffer][CHUNK], s.g[buffer][0]));
+        make_columns(u, s, chunk, buffer, true, FADES ? f32(s.g[buffer][0] - mark) * LOG2_E : 0.0f);
         __syncthreads();
         add_sums(sums, s.turned, LOGS ? s.scaled : s.columns);
         if (++h == p.group) h = 0, chunk--;
@@ -125,7 +127,8 @@ extern "C" __global__ void __launch_bounds__(256) stream_backward_scan(const __g
             if constexpr (FADES) {
                 const Item& u = p.items[range.first + (scan.reverse ? range.count - 1 - done - j : done + j)];
                 int first = u.first - LAG, end = u.end - LAG;
-                if (scan.reverse) first = min(u.first + LAG, u.chunks), end = min(u.end + LAG, u.chunks);
+                // Sums of queries are relative to the keys that read them.
+                if (scan.reverse) first = u.first, end = u.end;
                 total *= exp2_of(f32(mark_of(p, u, head, max(end, 0)) - mark_of(p, u, head, max(first, 0))) * LOG2_E);
             }
             total += own[j];

@@ -145,6 +145,13 @@ DEV f32 polynomial(f32 x, const f32* a) {
 // Logits of a warpgroup's 64 queries and the 64 keys of a piece become weights: those of 16 keys are four words. Weights are
 // relative to 2^shift, as acc is; that moves where one would be larger than 2^limit.
 constexpr f32 LARGE = 80.0f;
+// What weights are relative to at first, of a row's g and that of the last token that is far: 1, unless what is far has faded so
+// much that nothing of it would be left beside that.
+constexpr f32 FADED = -60.0f;
+DEV f32 first_shift(float2 own, float2 far) {
+    const f32 faded = difference(own, far) * LOG2E;
+    return faded < FADED ? faded : 0.0f;
+}
 template <int N>
 DEV void weigh(const Stream& p, f32 (&s)[32], u32 (&weights)[16], f32 (&acc)[N], f32 (&shift)[2], f32& limit, const f32 (&fade)[2], const f32* fall, bool is_exact, bool diagonal, int g, int t) {
     if (is_exact) {
@@ -191,7 +198,7 @@ DEV void weigh(const Stream& p, f32 (&s)[32], u32 (&weights)[16], f32 (&acc)[N],
         f32 a[2][TERMS];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const f32 by = HAS_G ? exp2_fast(fminf(fade[k], 0.0f)) : 1.0f;
+            const f32 by = HAS_G ? exp2_fast(fminf(HAS_NEAR ? fade[k] - shift[k] : fade[k], 0.0f)) : 1.0f;
 #pragma unroll
             for (int i = 0; i < TERMS; i++) a[k][i] = HAS_G ? p.a[i] * by : p.a[i];
         }

@@ -14,7 +14,7 @@ constexpr int SUMMING = 2;
 constexpr int READ_GROUP = 2;
 // Planes of 16 bytes a row: [2][64 tokens] of keys, [NT][64 tokens] of values and ones, [NT][FEATURES] of sums.
 constexpr int PLANE = PIECE * 16 + 32, SUM_PLANE = FEATURES * 16;
-// Queries [64][48 bytes]; with decay g as two f32, and g at the frontier.
+// Queries [64][48 bytes]; with decay g as two f32, and g at the frontier and at the last token that is far.
 constexpr int QUERY_ROW = 48, QUERY_G = PIECE * QUERY_ROW, QUERY_BYTES = QUERY_G + (HAS_G ? PIECE * 8 + 16 : 0);
 // A piece: keys, values, ones; with decay g f64, fall = log2(e) (g at its last token - g) f32, 2^fall f32.
 constexpr int PIECE_VALUES = 2 * PLANE, PIECE_G = PIECE_VALUES + NT * PLANE, PIECE_FALL = PIECE_G + PIECE * 8;
@@ -156,8 +156,9 @@ DEV void answer(const Stream& p, const Walk& w, const Bases& bases, u8* at, u32 
             copy_rows<D, PIECE, 128>(to, QUERY_ROW, 16, bases.q + h * p.q.head, p.q.token, rows, end, thread);
             if constexpr (HAS_G) {
                 const int frontier = w.frontier(c);
+                const int far = thread == PIECE || !HAS_NEAR ? frontier : min(w.since(rows), end);
                 if (thread < PIECE) copy_async<8>(to + QUERY_G + thread * 8, w.g + min(rows + thread, end - 1), 8);
-                else if (thread == PIECE) copy_async<8>(to + QUERY_G + thread * 8, w.g + max(frontier - 1, 0), frontier > 0 ? 8 : 0);
+                else if (thread < PIECE + 2) copy_async<8>(to + QUERY_G + thread * 8, w.g + max(far - 1, 0), far > 0 ? 8 : 0);
             }
         }
         u8* const to = own + STAGES + stage * PIECE_BYTES;
@@ -197,7 +198,7 @@ DEV void answer(const Stream& p, const Walk& w, const Bases& bases, u8* at, u32 
                     } else if (n == 0) {
                         u8* const g = own + turn * QUERY_BYTES + QUERY_G + (thread - PIECE) * 8;
                         *reinterpret_cast<float2*>(g) = halves(*reinterpret_cast<const f64*>(g));
-                        if (thread == PIECE) *reinterpret_cast<float2*>(g + PIECE * 8) = halves(*reinterpret_cast<const f64*>(g + PIECE * 8));
+                        if (thread < PIECE + 2) *reinterpret_cast<float2*>(g + PIECE * 8) = halves(*reinterpret_cast<const f64*>(g + PIECE * 8));
                     }
                 }
                 proxy_fence();
@@ -219,10 +220,11 @@ DEV void answer(const Stream& p, const Walk& w, const Bases& bases, u8* at, u32 
                 read(acc, row, t, base + PUBLISHED + published.stage() * NT * SUM_PLANE);
                 if (h + 1 == p.group) published.release();
                 if constexpr (HAS_G) {
-                    const float2 from = reinterpret_cast<const float2*>(queries + QUERY_G)[PIECE];
+                    const float2* const ends = reinterpret_cast<const float2*>(queries + QUERY_G) + PIECE;
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
-                        const f32 left = exp2_fast(difference(row_g(k), from) * LOG2E);
+                        if constexpr (HAS_NEAR) shift[k] = first_shift(row_g(k), ends[1]);
+                        const f32 left = exp2_fast(difference(row_g(k), ends[0]) * LOG2E - shift[k]);
 #pragma unroll
                         for (int m = 0; m < NT; m++) acc[4 * m + 2 * k] *= left, acc[4 * m + 2 * k + 1] *= left;
                     }

@@ -36,7 +36,7 @@ constexpr int PIECE_STAGES = 4;
 constexpr int PIECE_G = KEY_BYTES + VALUE_BYTES, PIECE_FALL = PIECE_G + PIECE * 8;
 constexpr int PIECE_BYTES = PIECE_G + (HAS_G ? PIECE * 16 : 0);
 // Queries: the first plane comes once more after the last, since elements are taken modulo 32; with decay g, and g at
-// the frontier.
+// the frontier and where the past of the second half begins to be far.
 constexpr int QUERY_STAGES = 2;
 constexpr int QUERY_G = 5 * QUERY_PLANE, QUERY_BYTES = QUERY_G + (HAS_G ? CHUNK * 8 + 16 : 0);
 // A piece for sums: per 16 tokens elements 0 ... 31, 0 ... 31 and weights, 32 bytes each: what four lanes need, tokens

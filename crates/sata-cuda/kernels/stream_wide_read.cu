@@ -70,7 +70,7 @@ DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
         if (last == SOME_QUERIES) {
             if constexpr (HAS_G) {
                 __syncwarp();
-                halve_g<CHUNK + 1>(at + QUERIES + queries_behind.stage() * QUERY_BYTES + QUERY_G);
+                halve_g<CHUNK + 2>(at + QUERIES + queries_behind.stage() * QUERY_BYTES + QUERY_G);
             }
             queries_behind.filled();
         } else if (last == SOME_VALUES) {
@@ -89,8 +89,9 @@ DEV void copy_queries(const Stream& p, const Walk& w, u8* at) {
             copy_rows<4, CHUNK, true>(stage, QUERY_PLANE, q, p.q.token, end - begin);
             if constexpr (HAS_G) {
                 copy_g<CHUNK>(stage + QUERY_G, w.g, begin, end);
-                const int frontier = w.frontier(c);
-                if (threadIdx.x % 32 == 0) copy_async<8>(stage + QUERY_G + CHUNK * 8, w.g + max(frontier - 1, 0), frontier > 0 ? 8 : 0);
+                // At the frontier, and at the last token that is far from the second half.
+                const int half = threadIdx.x % 32, far = half == 0 || !HAS_NEAR ? w.frontier(c) : min(w.since(begin + 64), end);
+                if (half < 2) copy_async<8>(stage + QUERY_G + (CHUNK + half) * 8, w.g + max(far - 1, 0), far > 0 ? 8 : 0);
             }
             copy_async_commit();
             queries.next();
@@ -326,7 +327,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
     __syncwarp();
 #pragma unroll 1
     while (turn->c < w.segment.end) {
-        f32 acc[NA];
+        f32 acc[NA], shift[2] = {0.0f, 0.0f};
         {
             const Lane lane;
             const int c = turn->c;
@@ -347,7 +348,8 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
                 const float2* const g = reinterpret_cast<const float2*>(stage + QUERY_G);
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
-                    const f32 left = exp2_fast(difference(g[own + 8 * k], g[CHUNK]) * LOG2E);
+                    if constexpr (HAS_NEAR) shift[k] = first_shift(g[own + 8 * k], g[CHUNK + lane.rows(c) / 64]);
+                    const f32 left = exp2_fast(difference(g[own + 8 * k], g[CHUNK]) * LOG2E - shift[k]);
 #pragma unroll
                     for (int n = 0; n < NT; n++) acc[4 * n + 2 * k] *= left, acc[4 * n + 2 * k + 1] *= left;
                 }
@@ -364,7 +366,7 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
         auto row_g = [&](int k) { return reinterpret_cast<const float2*>(queries_at + QUERY_G)[lane.rows(c) + g + 8 * k]; };
         // From which token on weights are exact. Where all are, the first ones' largest is what they are relative to.
         const int since = HAS_NEAR ? w.since(rows) : 0;
-        f32 shift[2] = {0.0f, 0.0f}, limit = since <= 0 ? -INFINITY : LARGE;
+        f32 limit = since <= 0 ? -INFINITY : LARGE;
 
         const int count = int(u32(w.end(c) - frontier + PIECE - 1) / PIECE), mine = min(count, int(u32(rows - frontier) / PIECE) + 1);
         int n = 0;

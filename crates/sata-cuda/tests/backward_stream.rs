@@ -127,6 +127,49 @@ fn gates_that_close() {
     }
 }
 
+/// Rows whose near logits are all far below 0, or have faded, beside what is far and has faded, wherever
+/// cuts, chunks and blocks are. What is rounded of weights for dq is multiplied by keys of up to 30.
+#[test]
+fn logits_of_any_size_and_gates() {
+    let device = device();
+    let mut rng = rng();
+    for (d, tokens, chunk, near, block) in [
+        (8, 200, 64, Near::Blocks(1), 32),
+        (8, 330, 64, Near::Blocks(2), 48),
+        (8, 330, 128, Near::Blocks(1), 64),
+        (8, 330, 1 << 20, Near::Blocks(0), 16),
+        (8, 200, 64, Near::None, 64),
+        (16, 400, 128, Near::Blocks(1), 64),
+    ] {
+        let sizes = Sizes { group: 2, ..Sizes::self_attention(tokens, d, d) };
+        let closing = Fade::closing(&mut rng, sizes);
+        let same = [0.0, -1.0, -2.5, -40.0].map(|log_gate| Fade::gates(sizes, log_gate));
+        for fade in same.into_iter().chain([closing]) {
+            for logits in [-150.0, 150.0, 0.0] {
+                let inputs = Inputs::<bf16>::new(&mut rng, sizes).logits(logits);
+                let spec = spec(sizes, &Series::Taylor, 3).near(near).block(block);
+                let spec = spec.decay(Decay::Gates).build().unwrap();
+                let dy: Vec<bf16> = normal(&mut rng, sizes.y().iter().product());
+                let want = truth(&spec, &inputs.to::<f32>(), &fade, true, &f64s(&dy));
+                let plan = Plan::new(&device, &spec).unwrap().with_chunk(chunk);
+                let got = gradients::<bf16>(&plan, &inputs, &fade, true, &dy);
+                let what = describe(&spec, &inputs, &fade, true, "backward");
+                let what = format!("{what}, logits {logits}, cut every {chunk}");
+                for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let error = rms(got.iter().zip(want).map(|(g, w)| g - w));
+                    let size = rms(want.iter().copied());
+                    let of = if i == 3 { (tokens as f64).sqrt() } else { 1.0 };
+                    // Of either sign logits are small sums of large products, whose squares features
+                    // of bf16 do not have.
+                    let most =
+                        if logits == 0.0 { f64::MAX } else { 4.0 * ALLOWED[i] * size + 0.01 * of };
+                    assert!(error <= most, "gradient {i} is off by {error:e}, of {size:e}: {what}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn near_blocks() {
     let mut rng = rng();

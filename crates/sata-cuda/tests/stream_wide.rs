@@ -25,8 +25,12 @@ fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade,
     let bits = |y: &[bf16]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
     assert!(bits(&y) == bits(&again), "two runs differ: {what}");
     // Other kernels, which serve calls that continue a state, round otherwise, where there is enough to
-    // round: these are not those.
-    if inputs.sizes.queries > 256 {
+    // round, and something far: these are not those.
+    let near = match spec.near() {
+        Near::None => 0,
+        Near::Blocks(n) => (n + 1) * spec.block(),
+    };
+    if inputs.sizes.queries > near.max(256) {
         let s = inputs.sizes;
         let mut other = blank::<bf16>(device, s);
         let mut state = State::new(&plan, s.batch, s.kv_heads).unwrap();
@@ -102,6 +106,30 @@ fn large_logits_near_do_not_overflow() {
     let inputs = Inputs::<bf16>::new(&mut rng, sizes(300, 32)).gain(17.0);
     let spec = Spec::new(32, 32).terms(3).near(Near::Blocks(4));
     check(&device, spec, &inputs, &Fade::None, 128);
+}
+
+/// As in tests of wide heads of other kernels: rows whose near logits are all far below 0, or have faded,
+/// beside what is far and has faded to nothing.
+#[test]
+fn logits_of_any_size_and_gates() {
+    let device = hopper();
+    let mut rng = rng();
+    let s = sizes(230, 32);
+    for (series, near, block) in [
+        (Series::Taylor, Near::Blocks(1), 64),
+        (Series::power(2), Near::Blocks(0), 64),
+        (Series::Taylor, Near::Blocks(0), 128),
+    ] {
+        for fade in
+            [Fade::None, Fade::gates(s, 0.0), Fade::closing(&mut rng, s), Fade::gates(s, -40.0)]
+        {
+            for logits in [-150.0, 150.0, 0.0] {
+                let inputs = Inputs::<bf16>::new(&mut rng, s).logits(logits);
+                let spec = Spec::new(32, 32).terms(3).series(series.clone());
+                check(&device, spec.near(near).block(block), &inputs, &fade, 128);
+            }
+        }
+    }
 }
 
 /// Sequences side by side, token by token, have exactly the outputs that each has alone.
