@@ -129,7 +129,7 @@ impl Memory {
         let mut done = 0;
         while done < tokens {
             let part = (block - self.position % block).min(tokens - done);
-            if self.position % block == 0 {
+            if self.position.is_multiple_of(block) {
                 self.age();
             }
             self.fold_old();
