@@ -28,9 +28,14 @@ fn json(room: &Room, args: &str) -> Value {
 #[test]
 fn eval_compares_attentions_with_softmax_by_position() {
     let room = room();
+    // Past its context a model's memories are not softmax.
+    let mut file = tiny::llama_gguf();
+    let context = file.pairs.iter_mut().find(|pair| pair.0 == "llama.context_length").unwrap();
+    context.2 = 4096u32.to_le_bytes().to_vec();
+    room.write("long.gguf", file.bytes());
     let report = json(
         &room,
-        "eval --model tiny.gguf --text text.txt --context 300 --passes 2 --ranges 10-100,200-300 --json \
+        "eval --model long.gguf --text text.txt --context 300 --passes 2 --ranges 10-100,200-300 --json \
          --attention window:4,sinks=2 gauss:2,near=0,block=8 groups:300 groups:8,block=8,kept=2",
     );
     let rows = report["rows"].as_array().unwrap();
