@@ -39,7 +39,8 @@ impl Attention {
                 _ => {
                     return Err(format!(
                         "'{word}' is none of near:BLOCKS, block:TOKENS, sinks:TOKENS, rotary, \
-                         slopes, gates, none"
+                         slopes, gates, none, and no further kernel: softmax, window, \
+                         taylor:TERMS, power:EXPONENT"
                     ));
                 }
             }
