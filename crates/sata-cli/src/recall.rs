@@ -24,7 +24,7 @@ use crate::train::device;
 /// order, each to be answered with its value; only the answers are trained on.
 #[derive(Debug, Args)]
 pub struct RecallArgs {
-    /// Settings: TOML with the tables model, recall (words, pairs, distances, fillers) and train
+    /// Settings: TOML with the tables model, recall (words, pairs, join_below, distances, fillers) and train
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Take this instead of what the settings say, in the words of `sata train`
@@ -74,6 +74,8 @@ pub struct RecallArgs {
 struct Look {
     step: usize,
     loss: f64,
+    /// The largest number of pairs that it was trained on so far.
+    joined: usize,
     accuracy: f64,
 }
 
@@ -139,13 +141,14 @@ pub fn run(args: &RecallArgs) -> Outcome {
         let last = late || trainer.done() == file.train.steps;
         if last || trainer.done().is_multiple_of(args.every) {
             let accuracy = trainer.accuracy(most, nearest, args.sequences)?;
-            curve.push(Look { step: point.step, loss: point.loss, accuracy });
+            let joined = trainer.joined().iter().copied().max().unwrap_or(1);
+            curve.push(Look { step: point.step, loss: point.loss, joined, accuracy });
             if last || line.is_none_or(|line| line.elapsed() >= BETWEEN_LINES) {
                 line = Some(Instant::now());
                 let (step, steps, loss) = (point.step, file.train.steps, point.loss);
                 let _ = writeln!(
                     std::io::stderr(),
-                    "step {step}/{steps}: {loss:.4} nats, {most} pairs {:.1} %, {:.0} s",
+                    "step {step}/{steps}: {loss:.4} nats, trained to {joined} pairs, {most} pairs {:.1} %, {:.0} s",
                     100.0 * accuracy,
                     began.elapsed().as_secs_f64()
                 );

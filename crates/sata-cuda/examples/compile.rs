@@ -165,7 +165,6 @@ fn prefill<E: Element>(device: &Device, case: &Case) -> Result<(), Error> {
             })
         };
         let mut inputs = Inputs::<E>::new(device, case, tokens)?;
-        inputs.run(&plan()?.with_unproven_kernels(), true, false, None)?;
         let plan = plan()?;
         inputs.run(&plan, true, false, None)?;
         inputs.run(&plan, true, true, Some(&mut begun(&plan, case, Storage::of(&case.spec))?))?;

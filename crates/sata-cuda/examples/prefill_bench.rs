@@ -1,7 +1,6 @@
 //! Prefill on a GPU: nanoseconds per token and head of one causal call, inputs and outputs bf16.
 //!
-//! `prefill_bench [words]` runs the rows whose names have one of the words (`unproven` lets plans choose
-//! kernels that no GPU has run yet); a number among the words
+//! `prefill_bench [words]` runs the rows whose names have one of the words; a number among the words
 //! is the length (65536 if none is said), `chunk=N` the tokens of a chunk instead of the plan's own
 //! choice. Times are the device's, medians of calls one by one, each from its first work to its
 //! last, and of calls that follow one another without waiting, which hide what the host does.
@@ -58,14 +57,12 @@ struct Options {
     tokens: usize,
     chunk: Option<usize>,
     check: bool,
-    unproven: bool,
 }
 
 fn run(row: &Row, options: Options, device: &Device) {
-    let Options { tokens, chunk, check, unproven } = options;
+    let Options { tokens, chunk, check } = options;
     let plan = || {
         let plan = Plan::new(device, &row.spec).unwrap();
-        let plan = if unproven { plan.with_unproven_kernels() } else { plan };
         match chunk {
             Some(chunk) => plan.with_chunk(chunk),
             None => plan,
@@ -146,8 +143,7 @@ fn main() {
     let chunk = take(&|word| word.strip_prefix("chunk=")?.parse().ok());
     let offline = words.iter().any(|word| word == "offline");
     let check = words.iter().any(|word| word == "check");
-    let unproven = words.iter().any(|word| word == "unproven");
-    words.retain(|word| !["offline", "check", "unproven"].contains(&word.as_str()));
+    words.retain(|word| !["offline", "check"].contains(&word.as_str()));
     let target = offline.then(|| Target::h100().unwrap());
     let device = match &target {
         Some(target) => target.device(),
@@ -159,7 +155,7 @@ fn main() {
     println!("{}, {tokens} tokens", device.properties().name);
     for row in rows() {
         if words.is_empty() || words.iter().any(|word| row.name.contains(word.as_str())) {
-            run(&row, Options { tokens, chunk, check, unproven }, &device);
+            run(&row, Options { tokens, chunk, check }, &device);
         }
     }
     for each in target.iter().flat_map(Target::compiled) {

@@ -80,15 +80,15 @@ fn cases() -> Vec<Case> {
     let fourth = Spec::new(16, 16).series(Series::power(4));
     add("stream parts d=16 x4", Forward, Bf16, fourth, 700, None, None);
     let wide = || Spec::new(32, 32).terms(3).decay(Decay::Gates);
-    add("unproven stream d=32", Forward, Bf16, Spec::new(32, 32).terms(3), 700, None, None);
+    add("stream d=32", Forward, Bf16, Spec::new(32, 32).terms(3), 700, None, None);
     let near = wide().near(Near::Blocks(1)).block(64);
-    add("unproven stream d=32 near gates", Forward, Bf16, near.clone(), 700, None, None);
-    add("unproven stream packed d=32 near gates", Packed, Bf16, near, 700, None, None);
+    add("stream d=32 near gates", Forward, Bf16, near.clone(), 700, None, None);
+    add("stream packed d=32 near gates", Packed, Bf16, near, 700, None, None);
     let sixteen = || Spec::new(16, 16).terms(4);
-    add("unproven stream d=16", Forward, Bf16, sixteen(), 700, Some(256), None);
+    add("stream d=16", Forward, Bf16, sixteen(), 700, Some(256), None);
     let near = sixteen().decay(Decay::Gates).near(Near::Blocks(1)).block(64);
-    add("unproven stream d=16 near gates", Forward, Bf16, near.clone(), 700, Some(256), None);
-    add("unproven stream packed d=16 near gates", Packed, Bf16, near, 700, Some(256), None);
+    add("stream d=16 near gates", Forward, Bf16, near.clone(), 700, Some(256), None);
+    add("stream packed d=16 near gates", Packed, Bf16, near, 700, Some(256), None);
     for d in [32, 64] {
         let spec = || Spec::new(d, d).block(16);
         let recipe = || spec().terms(3).near(Near::Blocks(1)).sinks(3).decay(Decay::Gates);
@@ -252,9 +252,6 @@ fn finite<E: Element>(x: &Buffer<E>) -> Result<bool, Anything> {
 fn run<E: Element>(case: &Case, device: &Device) -> Result<bool, Anything> {
     let spec = case.spec.clone().build()?;
     let mut plan = Plan::new(device, &spec)?;
-    if case.name.starts_with("unproven") {
-        plan = plan.with_unproven_kernels();
-    }
     if let Some(chunk) = case.chunk {
         plan = plan.with_chunk(chunk);
     }

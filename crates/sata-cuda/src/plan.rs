@@ -65,15 +65,6 @@ impl Plan {
         self
     }
 
-    /// The same plan, which may also choose kernels that pass their tests on the emulated GPU, but
-    /// have not been run on a real one as they are: prefill in one pass on Hopper at d_key = 32
-    /// (`stream_wide.cuh`), whose forerunner took half the time there, and at d_key = 16 with order 3
-    /// (`stream_sixteen.cuh`).
-    pub fn with_unproven_kernels(mut self) -> Self {
-        self.wish.unproven = true;
-        self
-    }
-
     /// What was asked for of how calls are computed.
     pub(crate) fn wish(&self) -> Wish {
         self.wish

@@ -24,6 +24,7 @@ const HEADERS: &[(&str, &str)] = headers![
     "hopper_device.cuh",
     "hopper_emulated.cuh",
     "hopper_mma.cuh",
+    "hopper_read.cuh",
     "mma.cuh",
     "matrix_backward.cuh",
     "prelude.cuh",

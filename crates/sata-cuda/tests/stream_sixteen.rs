@@ -15,7 +15,7 @@ use sata_cuda::{Device, Plan, State};
 fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade, segment: usize) {
     let spec = spec.decay(fade.decay()).build().unwrap();
     let truth = truth(&spec, inputs, fade, true);
-    let plan = Plan::new(device, &spec).unwrap().with_unproven_kernels().with_chunk(segment);
+    let plan = Plan::new(device, &spec).unwrap().with_chunk(segment);
     let (y, _) = run(&plan, inputs, fade, true);
     let error = error(&y, &truth);
     let what = format!("{spec:?} {:?} segments of {segment}", inputs.sizes);

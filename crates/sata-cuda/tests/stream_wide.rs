@@ -15,7 +15,7 @@ use sata_cuda::{Buffer, Call, Device, Plan, State, View, ViewMut};
 fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade, segment: usize) {
     let spec = spec.decay(fade.decay()).build().unwrap();
     let truth = truth(&spec, inputs, fade, true);
-    let plan = Plan::new(device, &spec).unwrap().with_unproven_kernels().with_chunk(segment);
+    let plan = Plan::new(device, &spec).unwrap().with_chunk(segment);
     let (y, _) = run(&plan, inputs, fade, true);
     let error = error(&y, &truth);
     let what = format!("{spec:?} {:?} segments of {segment}", inputs.sizes);
@@ -139,7 +139,7 @@ fn packed_sequences() {
     let mut rng = rng();
     let (heads, d, cu) = (2, 32, [0, 200, 200, 205, 475]);
     let spec = Spec::new(d, d).terms(3).decay(Decay::Gates).build().unwrap();
-    let plan = Plan::new(&device, &spec).unwrap().with_unproven_kernels().with_chunk(128);
+    let plan = Plan::new(&device, &spec).unwrap().with_chunk(128);
     let total = cu[4];
     let [q, k, v] = [(); 3].map(|()| normal::<bf16>(&mut rng, total * heads * d));
     let gates: Vec<f32> = normal::<f32>(&mut rng, total * heads).iter().map(|g| -g.abs()).collect();

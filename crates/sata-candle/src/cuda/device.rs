@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{CudaDevice, Result, Tensor};
-use sata_cuda::{Device, Pending, Plan};
+use sata::Error as CallError;
+use sata_cuda::{Device, Error, Pending, Plan};
 
 use super::profile::Profile;
 use super::{failed, ordinal};
@@ -81,18 +82,34 @@ impl Gpu {
 }
 
 /// Waits for the device, and reports denominators of strict attention since the last time that were
-/// not positive and finite: on a GPU nobody waits for them where they happen.
+/// not positive and finite: on a GPU nobody waits for them where they happen. Of all of them a share of
+/// `allowed` may be 0 or below: sums of bf16 leave a few such where all weights of a query nearly
+/// vanish, as those of even powers can.
 ///
 /// # Errors
 /// A wrapped [`sata_cuda::Error`].
-pub fn settle(device: &candle_core::Device) -> Result<()> {
+pub fn settle(device: &candle_core::Device, allowed: f64) -> Result<()> {
     let candle_core::Device::Cuda(device) = device else {
         return Ok(());
     };
     let pending = std::mem::take(&mut *lock(&gpu(device)?.pending));
+    let (mut queries, mut unsound, mut first) = (0, 0, None);
     let mut outcome = Ok(());
     for pending in pending {
-        outcome = outcome.and(pending.wait().map(drop).map_err(failed));
+        match pending.wait() {
+            Ok(noticed) => queries += noticed.queries,
+            Err(Error::Call(CallError::Denominators(noticed))) if noticed.non_finite == 0 => {
+                queries += noticed.queries;
+                unsound += noticed.non_positive;
+                first.get_or_insert(noticed);
+            }
+            Err(error) => outcome = outcome.and(Err(failed(error))),
+        }
     }
-    outcome
+    match first {
+        Some(noticed) if unsound as f64 > allowed * queries as f64 => {
+            outcome.and(Err(failed(Error::Call(CallError::Denominators(noticed)))))
+        }
+        _ => outcome,
+    }
 }

@@ -22,8 +22,6 @@ const CHUNK_STEP: usize = 64;
 pub(crate) struct Wish {
     /// Whether matrix units may be used.
     pub matrix: bool,
-    /// Whether kernels may be used that no GPU has run yet.
-    pub unproven: bool,
     pub form: Option<Form>,
     /// Tokens of a chunk.
     pub chunk: Option<usize>,
@@ -33,7 +31,7 @@ pub(crate) struct Wish {
 
 impl Default for Wish {
     fn default() -> Self {
-        Wish { matrix: true, unproven: false, form: None, chunk: None, work_bytes: None }
+        Wish { matrix: true, form: None, chunk: None, work_bytes: None }
     }
 }
 

@@ -36,11 +36,6 @@ const MOST_ORDER: usize = 4;
 const WIDE_ORDER: usize = 2;
 const WIDE_VALUE: usize = 32;
 const WIDE_PIECE: usize = 64;
-/// Whether plans choose the kernels of those keys without being asked for unproven ones: once a GPU
-/// has run them as they are.
-const WIDE_IS_PROVEN: bool = false;
-/// The same of those of keys of 16 and order 3 on Hopper.
-const SIXTEEN_IS_PROVEN: bool = false;
 /// The longest sequence.
 const MOST_TOKENS: usize = 1 << 30;
 /// Sequences, and key/value heads, at most.
@@ -73,8 +68,7 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
         }
     };
     let capability = problem.device.properties().capability;
-    let proven = WIDE_IS_PROVEN || wish.unproven;
-    (if wide { proven && capability == (9, 0) } else { capability >= (8, 0) })
+    (if wide { capability == (9, 0) } else { capability >= (8, 0) })
         && problem.element == "bf16"
         && problem.causal
         && problem.past.is_none()
@@ -109,20 +103,19 @@ pub(crate) fn is_short(problem: &Problem<'_>, wish: Wish) -> bool {
 }
 
 /// Whether `stream_sixteen.cuh` computes a problem that these kernels serve.
-fn is_sixteen(problem: &Problem<'_>, wish: Wish) -> bool {
+fn is_sixteen(problem: &Problem<'_>) -> bool {
     let spec = problem.spec;
     let orders = spec.orders();
-    (SIXTEEN_IS_PROVEN || wish.unproven)
-        && problem.device.properties().capability == (9, 0)
+    problem.device.properties().capability == (9, 0)
         && spec.d_key() == 16
         && spec.d_value() == 16
         && orders.iter().max() == Some(&3)
         && (spec.near() == Near::None || spec.block().is_multiple_of(WIDE_PIECE))
 }
 
-fn shape(problem: &Problem<'_>, wish: Wish) -> Shape {
+fn shape(problem: &Problem<'_>) -> Shape {
     let spec = problem.spec;
-    let sixteen = is_sixteen(problem, wish);
+    let sixteen = is_sixteen(problem);
     Shape {
         d_key: spec.d_key(),
         d_value: spec.d_value(),
@@ -180,11 +173,7 @@ impl Tables {
                 shape,
             })
         };
-        let parts = shape(problem, plan.wish())
-            .parts()
-            .into_iter()
-            .map(part)
-            .collect::<Result<_, Error>>()?;
+        let parts = shape(problem).parts().into_iter().map(part).collect::<Result<_, Error>>()?;
         let mut a = [0.0; 8];
         for (to, &from) in a.iter_mut().zip(&factors) {
             *to = from as f32;

@@ -17,6 +17,10 @@ use super::step::{Measured, Objective, Parameter, batch, scalar, with_numbers};
 /// room, and small ones would leave it idle.
 const TOGETHER: usize = 1 << 16;
 
+/// Share of a step's denominators that may be 0 or below by the rounding of bf16 without a training
+/// being stopped: what such a query makes of its step, the clipping of gradients bounds.
+const UNSOUND: f64 = 1e-3;
+
 /// A GPU with the moments of all parameters.
 #[derive(Debug)]
 pub(super) struct Gpu {
@@ -163,7 +167,7 @@ impl Gpu {
         self.optimizer.update(&moving, &update.on_gpu(1.0, settings.clip))?;
         let loss = losses.iter().map(scalar).sum::<Result<f64, TrainError>>()?;
         let gradient_norm = self.optimizer.norm()?;
-        settle(&self.device)?;
+        settle(&self.device, UNSOUND)?;
         if !loss.is_finite() {
             return Err(TrainError::NonFinite { step, what: "the loss".into(), value: loss });
         }
@@ -188,7 +192,7 @@ impl Gpu {
             let loss = model.loss(&batch).map_err(TrainError::Model)?;
             sum += scalar(&loss)? * some.len() as f64;
         }
-        settle(&self.device)?;
+        settle(&self.device, UNSOUND)?;
         Ok(sum / starts.len() as f64)
     }
 }

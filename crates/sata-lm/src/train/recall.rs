@@ -29,13 +29,18 @@ pub struct RecallFile {
 }
 
 /// What is to be recalled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecallTask {
     /// Words that may be keys, and as many others that may be values.
     pub words: usize,
     /// Numbers of pairs, taken in turn by the steps.
     pub pairs: Vec<usize>,
+    /// A curriculum: the steps begin with the first of `pairs` and of `distances`, and the next of both
+    /// join once the loss of the last pairs that have joined is below so many nats. Without it all are
+    /// there from the first step.
+    #[serde(default)]
+    pub join_below: Option<f64>,
     /// Tokens of filler between pairs and questions, drawn from by the steps.
     #[serde(default = "no_distance")]
     pub distances: Vec<usize>,
@@ -79,6 +84,9 @@ impl RecallTask {
             return Err(format!(
                 "recall.pairs has {pairs}, it must be from 1 to recall.words, {words}"
             ));
+        }
+        if let Some(loss) = self.join_below.filter(|&loss| loss.is_nan() || loss <= 0.0) {
+            return Err(format!("recall.join_below is {loss}, it must be above 0"));
         }
         if self.fillers == 0 || self.words > 1 << 20 || self.fillers > 1 << 20 {
             return Err("recall.fillers and recall.words must be from 1 to 1048576".into());
@@ -124,6 +132,8 @@ pub struct RecallTrainer {
     #[cfg(feature = "cuda")]
     gpu: Option<super::gpu::Gpu>,
     done: usize,
+    /// Of the task's numbers of pairs, those that have joined.
+    joined: usize,
 }
 
 impl RecallTrainer {
@@ -151,6 +161,7 @@ impl RecallTrainer {
         Ok(RecallTrainer {
             #[cfg(feature = "cuda")]
             gpu: super::gpu::Gpu::new(&parameters)?,
+            joined: if task.join_below.is_some() { 1 } else { task.pairs.len() },
             task,
             settings,
             model,
@@ -173,13 +184,18 @@ impl RecallTrainer {
     pub fn step(&mut self) -> Result<Point, TrainError> {
         let step = self.done;
         let mut rng = self.rng(step as u64, 0);
-        let pairs = self.task.pairs[step % self.task.pairs.len()];
-        let distance = self.task.distances[rng.random_range(0..self.task.distances.len())];
+        let pairs = self.task.pairs[step % self.joined];
+        let distances = &self.task.distances[..self.far()];
+        let distance = distances[rng.random_range(0..distances.len())];
         let rows = self.rows(pairs, distance);
         let batch = self.task.batch(pairs, distance, rows, &mut rng)?;
         let outcome = self.descend(&batch, step);
         let Measured { loss, gradient_norm } = looked_at(&self.model, step, outcome)?;
         self.done += 1;
+        let last = step % self.joined + 1 == self.joined && self.joined < self.task.pairs.len();
+        if last && self.task.join_below.is_some_and(|most| loss < most) {
+            self.joined += 1;
+        }
         let learning_rate = self.settings.schedule().rate(step);
         Ok(Point { step: step + 1, loss, gradient_norm, learning_rate, validation: None })
     }
@@ -228,6 +244,17 @@ impl RecallTrainer {
     /// The settings.
     pub fn settings(&self) -> &TrainSettings {
         &self.settings
+    }
+
+    /// Of the task's distances, those that have joined.
+    fn far(&self) -> usize {
+        let all = self.task.distances.len();
+        if self.joined == self.task.pairs.len() { all } else { self.joined.min(all) }
+    }
+
+    /// The numbers of pairs that have joined the training.
+    pub fn joined(&self) -> &[usize] {
+        &self.task.pairs[..self.joined]
     }
 
     /// Steps done.
