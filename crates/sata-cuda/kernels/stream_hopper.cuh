@@ -62,9 +62,9 @@ DEV void barrier_wait(u32 bar, u32 parity) {
 #endif
 
 // A ring of stages, each with a barrier for when it is full and one for when it is empty, BARS after a base. What fills
-// begins at phase 1. A warp arrives by one lane, or by all where ARRIVALS is 32: racecheck (compute-sanitizer) sees an order
-// of two threads only where both have arrived themselves.
-template <int STAGES, int BARS> struct Ring {
+// begins at phase 1. A warp arrives by one lane, or by all 32: racecheck (compute-sanitizer)
+// sees an order of what threads store and load only where both have arrived themselves, which takes 2 % longer.
+template <int STAGES, int BARS, int LANES = 1> struct Ring {
     u32 base, at;  // at: 2 * stage + phase
     DEV_MEMBER int stage() const { return int(at >> 1); }
     DEV_MEMBER u32 full() const { return base + BARS + 8 * stage(); }
@@ -78,16 +78,16 @@ template <int STAGES, int BARS> struct Ring {
     // A warp has filled a stage, or reads it no more.
     DEV_MEMBER void filled() {
         __syncwarp();
-        if (ARRIVALS == 32 || threadIdx.x % 32 == 0) barrier_arrive(full());
+        if (LANES == 32 || threadIdx.x % 32 == 0) barrier_arrive(full());
         next();
     }
     DEV_MEMBER void release() {
         __syncwarp();
-        if (ARRIVALS == 32 || threadIdx.x % 32 == 0) barrier_arrive(empty());
+        if (LANES == 32 || threadIdx.x % 32 == 0) barrier_arrive(empty());
         next();
     }
     static DEV_MEMBER void init(u32 base, int fill, int use) {
-        for (int i = 0; i < STAGES; i++) barrier_init(base + BARS + 8 * i, u32(fill) * ARRIVALS), barrier_init(base + BARS + 8 * (STAGES + i), u32(use) * ARRIVALS);
+        for (int i = 0; i < STAGES; i++) barrier_init(base + BARS + 8 * i, u32(fill * LANES)), barrier_init(base + BARS + 8 * (STAGES + i), u32(use * LANES));
     }
 };
 

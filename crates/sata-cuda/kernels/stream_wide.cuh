@@ -48,7 +48,7 @@ static_assert(SUM_KEYS % 16 == 0 && SUM_VALUES % 16 == 0 && SUM_STAGE % 16 == 0,
 // Shared memory of the stages of a unit's sums; then stream_wide_read's.
 constexpr int SUM_BARS = SUM_STAGES * SUM_STAGE, SUM_SHARED = (SUM_BARS + 2 * SUM_STAGES * 8 + 127) / 128 * 128;
 
-using SumRing = Ring<SUM_STAGES, SUM_BARS>;
+using SumRing = Ring<SUM_STAGES, SUM_BARS, 32>;
 
 // COUNT rows of 8 * PARTS bf16 into planes, the first of them the one before `left` others; those after are 0. One warp.
 template <int PARTS, int COUNT, bool AGAIN = false>

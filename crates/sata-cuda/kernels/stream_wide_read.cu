@@ -13,9 +13,9 @@ constexpr int QUERIES = PIECES + PIECE_STAGES * PIECE_BYTES;
 constexpr int COEFFICIENTS = QUERIES + QUERY_STAGES * QUERY_BYTES;
 constexpr int BARS = COEFFICIENTS + FEATURES * 4;
 constexpr int PIECE_BARS = BARS, QUERY_BARS = PIECE_BARS + 2 * PIECE_STAGES * 8, PUBLISHED_BARS = QUERY_BARS + 2 * QUERY_STAGES * 8;
-using PieceRing = Ring<PIECE_STAGES, PIECE_BARS>;
-using QueryRing = Ring<QUERY_STAGES, QUERY_BARS>;
-using PublishedRing = Ring<2, PUBLISHED_BARS>;
+using PieceRing = Ring<PIECE_STAGES, PIECE_BARS, 32>;
+using QueryRing = Ring<QUERY_STAGES, QUERY_BARS, 32>;
+using PublishedRing = Ring<2, PUBLISHED_BARS, 32>;
 constexpr int TURNS = PUBLISHED_BARS + 4 * 8, TURN_BYTES = 32;  // of the warps that read
 constexpr int ONES = TURNS + 8 * TURN_BYTES, ONES_ROW = 34;       // sums of ones f32 [33][34]
 static_assert(ONES + 33 * ONES_ROW * 4 + 8 == UNIT_BYTES, "shared memory differs from what Rust asks for");
@@ -323,7 +323,10 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
     volatile Turn* const turn = turn_of(at);
     const u32 base = smem(at);
     turn->c = w.segment.first;
-    turn->h = 0, turn->pieces = 0, turn->queries = 0, turn->published = 0;
+    turn->h = 0;
+    turn->pieces = 0;
+    turn->queries = 0;
+    turn->published = 0;
     __syncwarp();
 #pragma unroll 1
     while (turn->c < w.segment.end) {
@@ -413,7 +416,8 @@ DEV void answer(const Stream& p, const Walk& w, u8* at) {
             pieces.release();
         }
         queries.release();
-        turn->queries = queries.at, turn->pieces = pieces.at;
+        turn->queries = queries.at;
+        turn->pieces = pieces.at;
 
         finish(p, w, at, acc);
         const int h = turn->h + 1;

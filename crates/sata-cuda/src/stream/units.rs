@@ -253,7 +253,6 @@ impl Shape {
             .define("TERMS", self.terms)
             .define("HAS_G", u8::from(self.fades))
             .define("HAS_NEAR", u8::from(self.near))
-            .define("ARRIVALS", arrivals())
             .size_of::<Stream>("STREAM_BYTES")
             .matrix()
     }
@@ -290,11 +289,4 @@ impl Shape {
         // instructions that are on their way.
         if self.takes || self.gives { unit } else { unit.hot() }
     }
-}
-
-/// Lanes of a warp that arrive at a barrier in shared memory: one, or with `SATA_ALL_ARRIVE` in the
-/// environment all 32, for `racecheck`, which sees an order only between threads that have arrived
-/// themselves (`scripts/sanitize`).
-fn arrivals() -> usize {
-    if std::env::var_os("SATA_ALL_ARRIVE").is_some() { 32 } else { 1 }
 }
