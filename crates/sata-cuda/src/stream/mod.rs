@@ -44,8 +44,9 @@ const MOST_BLOCKS: usize = 65_535;
 /// chunk.
 const MOST_NEAR: usize = 1024;
 const SCAN_THREADS: usize = 256;
-/// Queries of a short sequence at most.
+/// Queries of a short sequence at most, and where `stream_sixteen.cuh` is the other choice.
 const SHORT: usize = 1024;
+const SHORT_OF_SIXTEEN: usize = 512;
 /// Bytes that are kept between launches at most, unless one head needs more.
 const WORK_BYTES: usize = 1 << 30;
 
@@ -94,12 +95,13 @@ pub(crate) fn serves(problem: &Problem<'_>, wish: Wish) -> bool {
 /// kernels do better (measured on an H100 at d = 16, P = 4).
 pub(crate) fn is_short(problem: &Problem<'_>, wish: Wish) -> bool {
     let spec = problem.spec;
+    let short = if is_sixteen(problem) { SHORT_OF_SIXTEEN } else { SHORT };
     spec.d_key() == 16
         && spec.near() == Near::None
         && spec.orders().contains(&3)
         && wish.form.is_none()
         && wish.chunk.is_none()
-        && problem.sequences.iter().all(|s| s.queries <= SHORT)
+        && problem.sequences.iter().all(|s| s.queries <= short)
 }
 
 /// Whether `stream_sixteen.cuh` computes a problem that these kernels serve.
