@@ -54,6 +54,13 @@ struct AtLength {
 #[derive(Debug, Deserialize)]
 struct Trained {
     parameters: usize,
+    attention: Option<String>,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    steps: usize,
+    #[serde(default)]
+    tokens_per_step: usize,
     seconds: f64,
     validation_bits_per_byte: f64,
     #[serde(default)]
@@ -72,6 +79,14 @@ struct Recalled {
     seed: u64,
     seconds: f64,
     rows: Vec<Asked>,
+}
+
+/// What a file without a training's folder beside it may be.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Outcomes {
+    Recall(Recalled),
+    Text(Trained),
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -143,7 +158,10 @@ impl Study {
             if record.exists() {
                 text.push(Text::new(read(&path)?, read(&record)?));
             } else {
-                recall.push(read::<Recalled>(&path)?);
+                match read(&path)? {
+                    Outcomes::Recall(recalled) => recall.push(recalled),
+                    Outcomes::Text(trained) => text.push(Text::without_curve(trained)),
+                }
             }
         }
         if text.is_empty() && recall.is_empty() {
@@ -194,6 +212,20 @@ impl Study {
 }
 
 impl Text {
+    /// Of a training whose folder is not there.
+    fn without_curve(trained: Trained) -> Self {
+        Text {
+            attention: trained.attention.unwrap_or_default(),
+            seed: trained.seed,
+            parameters: trained.parameters,
+            tokens: trained.steps * trained.tokens_per_step,
+            seconds: trained.seconds,
+            bits_per_byte: trained.validation_bits_per_byte,
+            at: trained.at,
+            curve: vec![],
+        }
+    }
+
     fn new(trained: Trained, record: Record) -> Self {
         let per_nat = record.validation.bits_per_byte;
         let curve = record.curve.iter();

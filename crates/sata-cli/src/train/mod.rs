@@ -149,7 +149,7 @@ pub fn run(args: &TrainArgs) -> Outcome {
     report.finish();
     let at = lengths(args, &settings, &trainer)?;
     let speed = (report.tokens_per_second(), report.usual_tokens_per_second());
-    let summary = Summary::new(&args.out, &trainer, speed, profile.finish(), at);
+    let summary = Summary::new(&args.out, &settings, &trainer, speed, profile.finish(), at);
     if args.json { say_json(&summary) } else { say(summary) }
 }
 

@@ -174,6 +174,10 @@ pub struct AtLength {
 #[derive(Debug, Serialize)]
 pub struct Summary {
     model: PathBuf,
+    /// In short words.
+    attention: String,
+    seed: u64,
+    tokens_per_step: usize,
     parameters: usize,
     steps: usize,
     /// Of the last step, nats per token.
@@ -195,6 +199,7 @@ impl Summary {
     /// Of a training that is finished.
     pub fn new<M: Objective>(
         out: &Path,
+        settings: &Settings,
         trainer: &Trainer<M>,
         (tokens_per_second, usual_tokens_per_second): (f64, Option<f64>),
         profile: Vec<Share>,
@@ -205,6 +210,9 @@ impl Summary {
         let per_nat = trainer.corpus().validation.bits_per_byte();
         Summary {
             model: out.into(),
+            attention: settings.model.attention.to_string(),
+            seed: settings.train.seed,
+            tokens_per_step: settings.train.tokens_per_step(),
             parameters: trainer.parameters_count(),
             steps: trainer.curve().len(),
             loss: last.map(|point| point.loss),

@@ -350,6 +350,27 @@ mod tests {
     }
 
     #[test]
+    fn a_curriculum_goes_on_where_the_loss_is_low() {
+        let RecallFile { model, recall, train } = settings();
+        let config = model.config(recall.vocab());
+        let weights = initial_weights(&config, 1).unwrap();
+        let joined = |join_below: f64| {
+            let task = RecallTask { join_below: Some(join_below), ..recall.clone() };
+            let mut trainer =
+                RecallTrainer::new(&config, task, train.clone(), 1, &weights).unwrap();
+            assert_eq!((trainer.joined(), trainer.far()), (&[2][..], 1));
+            for _ in 0..2 {
+                trainer.step().unwrap();
+            }
+            (trainer.joined().to_vec(), trainer.far())
+        };
+        assert_eq!(joined(1e9), (vec![2, 3], 2));
+        assert_eq!(joined(1e-9), (vec![2], 1));
+        let task = RecallTask { join_below: Some(0.0), ..recall.clone() };
+        assert!(task.check().unwrap_err().contains("join_below is 0"));
+    }
+
+    #[test]
     fn a_watched_model_learns_alike_and_names_what_is_not_finite() {
         let RecallFile { model, recall, train } = settings();
         let attention = Attention { position: Position::Gates, ..model.attention.clone() };
