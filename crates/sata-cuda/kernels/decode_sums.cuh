@@ -110,7 +110,9 @@ DEVICE void load_first(const Decode& p, u32 slot, int at, int to, const Lane& la
 #pragma unroll
     for (int j = 0; j < BATCH; ++j) {
         int r = at + j * AT_ONCE + lane.row;
-        first.rows[j] = has_row(lane) && r < to ? load_raw<once>(sums + i64(r) * D_VALUE) : raw_zeros();
+        // Where a tile is no whole number of loads the last one goes into the next tile.
+        bool there = has_row(lane) && r < to && (TILE_LOADS * AT_ONCE <= TILE || r < at + TILE);
+        first.rows[j] = there ? load_raw<once>(sums + i64(r) * D_VALUE) : raw_zeros();
     }
 #pragma unroll
     for (int u = 0; u < LANE_ROWS; ++u) {

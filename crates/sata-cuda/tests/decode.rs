@@ -319,6 +319,20 @@ fn sizes_of_all_kinds() {
 }
 
 #[test]
+fn tiles_that_are_no_whole_number_of_loads() {
+    // A warp loads 32 / 3, 5, 6, 9, 10 rows at once, rounded down, and goes over several tiles of 32 or 64.
+    let mut cases = vec![];
+    for d_value in [12, 20, 24, 36, 40] {
+        for (team, lane_rows) in [(1, 1), (2, 1), (1, 2)] {
+            let recipe = Some(recipe(2, team, 1, lane_rows, 1));
+            let spec = spec(6, d_value).terms(5).build().unwrap();
+            cases.push(Case { recipe, kv_heads: 2, steps: 40, ..Case::new(spec) });
+        }
+    }
+    many::<f32>(cases);
+}
+
+#[test]
 fn number_types() {
     let case = |series, near| {
         let spec = spec(8, 8).terms(4).series(series).near(near).build().unwrap();
