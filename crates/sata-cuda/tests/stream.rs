@@ -4,30 +4,11 @@
 mod common;
 mod gpu;
 
-use common::truth::truth;
 use common::{Fade, Inputs, Sizes, rng};
-use gpu::{ALLOWED, device, error, run};
+use gpu::device;
+use gpu::one_pass::{check, sizes};
 use half::bf16;
-use sata::{Decay, Near, Series, Spec, SpecBuilder};
-use sata_cuda::{Device, Plan};
-
-fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade, segment: usize) {
-    let spec = spec.decay(fade.decay()).build().unwrap();
-    let truth = truth(&spec, inputs, fade, true);
-    let plan = Plan::new(device, &spec).unwrap().with_chunk(segment);
-    let (y, _) = run(&plan, inputs, fade, true);
-    let error = error(&y, &truth);
-    let what = format!("{spec:?} {:?} segments of {segment}", inputs.sizes);
-    eprintln!("{error:.2e} {what}");
-    assert!(error < ALLOWED, "{error:e}: {what}");
-    let (again, _) = run(&plan, inputs, fade, true);
-    let bits = |y: &[bf16]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-    assert!(bits(&y) == bits(&again), "two runs differ: {what}");
-}
-
-fn sizes(tokens: usize, d: usize) -> Sizes {
-    Sizes { kv_heads: 2, ..Sizes::self_attention(tokens, d, d) }
-}
+use sata::{Decay, Near, Series, Spec};
 
 #[test]
 fn gates_that_close() {

@@ -5,45 +5,12 @@
 mod common;
 mod gpu;
 
-use common::truth::truth;
 use common::{Fade, Inputs, Sizes, f64s, normal, rng};
-use gpu::{ALLOWED, OnDevice, blank, error, feed, hopper, run};
+use gpu::hopper;
+use gpu::one_pass::{check_own as check, sizes};
 use half::bf16;
-use sata::{Decay, Near, Series, Spec, SpecBuilder};
-use sata_cuda::{Buffer, Call, Device, Plan, State, View, ViewMut};
-
-fn check(device: &Device, spec: SpecBuilder, inputs: &Inputs<bf16>, fade: &Fade, segment: usize) {
-    let spec = spec.decay(fade.decay()).build().unwrap();
-    let truth = truth(&spec, inputs, fade, true);
-    let plan = Plan::new(device, &spec).unwrap().with_chunk(segment);
-    let (y, _) = run(&plan, inputs, fade, true);
-    let error = error(&y, &truth);
-    let what = format!("{spec:?} {:?} segments of {segment}", inputs.sizes);
-    eprintln!("{error:.2e} {what}");
-    assert!(error < ALLOWED, "{error:e}: {what}");
-    let (again, _) = run(&plan, inputs, fade, true);
-    let bits = |y: &[bf16]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-    assert!(bits(&y) == bits(&again), "two runs differ: {what}");
-    // Other kernels, which serve calls that continue a state, round otherwise, where there is enough to
-    // round, and something far: these are not those.
-    let near = match spec.near() {
-        Near::None => 0,
-        Near::Blocks(n) => (n + 1) * spec.block(),
-    };
-    if inputs.sizes.queries > near.max(256) {
-        let s = inputs.sizes;
-        let mut other = blank::<bf16>(device, s);
-        let mut state = State::new(&plan, s.batch, s.kv_heads).unwrap();
-        let there = OnDevice::new(device, inputs, fade);
-        feed(&plan, &mut state, &there, 0..s.queries, &mut other);
-        let other = other.to_vec().unwrap();
-        assert!(bits(&y) != bits(&other), "not computed in one pass: {what}");
-    }
-}
-
-fn sizes(tokens: usize, d: usize) -> Sizes {
-    Sizes { kv_heads: 2, ..Sizes::self_attention(tokens, d, d) }
-}
+use sata::{Decay, Near, Series, Spec};
+use sata_cuda::{Buffer, Call, Plan, View, ViewMut};
 
 #[test]
 fn values_and_terms() {

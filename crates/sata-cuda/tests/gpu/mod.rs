@@ -2,6 +2,8 @@
 //! `SATA_TEST_DEVICE` is `cuda`.
 #![allow(dead_code)]
 
+pub mod one_pass;
+
 use std::ops::Range;
 
 use half::bf16;
