@@ -269,6 +269,40 @@ fn a_mixture_goes_all_the_way() {
 }
 
 #[test]
+fn a_training_begins_with_another_models_weights() {
+    let room = room();
+    good(&room, TRAIN);
+    let last = curve(&room, "model")[29]["loss"].as_f64().unwrap();
+    // Half of the heads with another kernel, and the tokenizer that is there.
+    let other = "train --text text.txt --config a.toml --from model --attention taylor:3+power:2";
+    let told = good(&room, &format!("{other} --steps 6 --out other --json"));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["attention"], "taylor:3+power:2+near:1+block:16+gates");
+    let losses = curve(&room, "other");
+    let first = losses[0]["loss"].as_f64().unwrap();
+    let fresh = curve(&room, "model")[0]["loss"].as_f64().unwrap();
+    assert!((first - last).abs() < 0.3 * (fresh - last), "{first} after {last}, fresh {fresh}");
+    assert_eq!(room.read("other/tokenizer.json"), room.read("model/tokenizer.json"));
+    room.write("wide.toml", CONFIG.replace("mlp = 64", "mlp = 96"));
+    refused(
+        &room,
+        "train --text text.txt --config wide.toml --from model --out wide",
+        &["--from model/model.safetensors: layers.0.mlp.", "has shape", "the settings ask for"],
+    );
+    refused(
+        &room,
+        "train --text text.txt --config a.toml --from nothing --out wide",
+        &["nothing/tokenizer.json"],
+    );
+    refused(
+        &room,
+        "train --text text.txt --config a.toml --from model --out model --resume",
+        &["--from"],
+    );
+    assert!(!room.path("wide").exists());
+}
+
+#[test]
 fn recall_takes_a_mixture() {
     let room = room();
     room.write(

@@ -42,6 +42,10 @@ pub struct TrainArgs {
     /// The model's folder: weights, config and tokenizer, checkpoint, curve and its plot
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Begin with the weights of this model's folder instead of random ones, and with its tokenizer
+    /// if none is named: sizes must be the same, attention may be another
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub from: Option<PathBuf>,
     /// Go on from the checkpoint in DIR, with the same settings and text
     #[arg(long)]
     pub resume: bool,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use sata_lm::train::{
     Checkpoint, Corpus, Folder, HeldOut, Identity, SMALLEST_VOCAB, Settings, Text, TrainError,
     Trainer, hex, read_texts,
@@ -45,10 +45,11 @@ impl Setup {
         let texts = read_texts(&args.text)?;
         let held_out = HeldOut::read(&settings.train.validation)?;
         check_size(&texts, &settings)?;
-        let tokenizer = match (&args.tokenizer, &resumed) {
-            (Some(path), _) => Tokenizer::load(path)?,
-            (None, Some(folder)) => Tokenizer::load(folder.tokenizer())?,
-            (None, None) => train_tokenizer(&texts, settings.tokenizer.vocab)?,
+        let tokenizer = match (&args.tokenizer, &resumed, &args.from) {
+            (Some(path), ..) => Tokenizer::load(path)?,
+            (None, Some(folder), _) => Tokenizer::load(folder.tokenizer())?,
+            (None, None, Some(from)) => Tokenizer::load(from.join("tokenizer.json"))?,
+            (None, None, None) => train_tokenizer(&texts, settings.tokenizer.vocab)?,
         };
         let mut marks: Vec<_> = texts.iter().map(Text::mark).collect();
         if let HeldOut::Texts(texts) = &held_out {
@@ -83,8 +84,11 @@ impl Setup {
                 })?
             }
             None => {
-                let weights = initial_weights(&config, settings.train.seed)
+                let mut weights = initial_weights(&config, settings.train.seed)
                     .map_err(|error| TrainError::Model(Box::new(error)))?;
+                if let Some(from) = &args.from {
+                    weights = weights_of(from, &weights)?;
+                }
                 let weights = on(device, weights)?;
                 Trainer::new(train, corpus, threads, &weights, |vars| model(args, &config, vars))?
             }
@@ -109,6 +113,33 @@ fn model(
 ) -> Result<Model, Box<dyn std::error::Error + Send + Sync>> {
     let model = Model::from_vars(config, vars)?;
     Ok(if args.check_finite { model.watched() } else { model })
+}
+
+/// Those of a model's folder, of the names and shapes of `like`, as f32.
+fn weights_of(folder: &Path, like: &BTreeMap<String, Tensor>) -> Outcome<BTreeMap<String, Tensor>> {
+    let path = folder.join("model.safetensors");
+    let wrong = |reason: String| Failure::new(format!("--from {}: {reason}", path.display()));
+    if let Err(error) = std::fs::metadata(&path) {
+        return Err(Failure::io(&path, "reading", &error));
+    }
+    let mut found = candle_core::safetensors::load(&path, &Device::Cpu)
+        .map_err(|error| wrong(error.to_string()))?;
+    let mut weights = BTreeMap::new();
+    for (name, like) in like {
+        let Some(weight) = found.remove(name) else {
+            return Err(wrong(format!("{name} is missing, of shape {:?}", like.dims())));
+        };
+        if weight.dims() != like.dims() {
+            let (is, asked) = (weight.dims(), like.dims());
+            return Err(wrong(format!("{name} has shape {is:?}, the settings ask for {asked:?}")));
+        }
+        let weight = weight.to_dtype(DType::F32).map_err(TrainError::from)?;
+        weights.insert(name.clone(), weight);
+    }
+    if let Some(name) = found.keys().min() {
+        return Err(wrong(format!("the settings have no {name}")));
+    }
+    Ok(weights)
 }
 
 /// Weights brought to a device.
