@@ -18,7 +18,7 @@ pub struct Shipped {
 /// The embedded model.
 pub const SHIPPED: Shipped = Shipped {
     name: "the model that comes with the program",
-    context: 512,
+    context: 2048,
     config: include_bytes!("../model/config.json"),
     weights: include_bytes!("../model/model.safetensors"),
     tokenizer: include_bytes!("../model/tokenizer.json"),
