@@ -81,14 +81,6 @@ struct Recalled {
     rows: Vec<Asked>,
 }
 
-/// What a file without a training's folder beside it may be.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Outcomes {
-    Recall(Recalled),
-    Text(Trained),
-}
-
 #[derive(Debug, Deserialize, Serialize)]
 struct Asked {
     pairs: usize,
@@ -158,9 +150,12 @@ impl Study {
             if record.exists() {
                 text.push(Text::new(read(&path)?, read(&record)?));
             } else {
-                match read(&path)? {
-                    Outcomes::Recall(recalled) => recall.push(recalled),
-                    Outcomes::Text(trained) => text.push(Text::without_curve(trained)),
+                // A training on text whose folder is not there, or one on recall.
+                let found: serde_json::Value = read(&path)?;
+                if found.get("validation_bits_per_byte").is_some() {
+                    text.push(Text::without_curve(&path, read(&path)?)?);
+                } else {
+                    recall.push(read::<Recalled>(&path)?);
                 }
             }
         }
@@ -213,9 +208,13 @@ impl Study {
 
 impl Text {
     /// Of a training whose folder is not there.
-    fn without_curve(trained: Trained) -> Self {
-        Text {
-            attention: trained.attention.unwrap_or_default(),
+    fn without_curve(path: &Path, trained: Trained) -> Outcome<Self> {
+        let Some(attention) = trained.attention else {
+            let reason = "it says no attention, and the training's folder is not beside it";
+            return Err(Failure::new(format!("{}: {reason}", path.display())));
+        };
+        Ok(Text {
+            attention,
             seed: trained.seed,
             parameters: trained.parameters,
             tokens: trained.steps * trained.tokens_per_step,
@@ -223,7 +222,7 @@ impl Text {
             bits_per_byte: trained.validation_bits_per_byte,
             at: trained.at,
             curve: vec![],
-        }
+        })
     }
 
     fn new(trained: Trained, record: Record) -> Self {

@@ -278,6 +278,15 @@ fn a_training_begins_with_another_models_weights() {
     let told = good(&room, &format!("{other} --steps 6 --out other --json"));
     let told: Value = serde_json::from_str(&told).unwrap();
     assert_eq!(told["attention"], "taylor:3+power:2+near:1+block:16+gates");
+    // A study takes what was told, without the folder too.
+    std::fs::create_dir(room.path("study")).unwrap();
+    room.write("study/told.json", told.to_string());
+    let table = good(&room, "study study");
+    assert!(table.contains("| `taylor:3+power:2+near:1+block:16+gates` |"), "{table}");
+    room.write("study/told.json", told.to_string().replace("attention", "notice"));
+    refused(&room, "study study", &["study/told.json: it says no attention"]);
+    room.write("study/told.json", "{\"parameters\": 3}");
+    refused(&room, "study study", &["study/told.json: missing field `attention`"]);
     let losses = curve(&room, "other");
     let first = losses[0]["loss"].as_f64().unwrap();
     let fresh = curve(&room, "model")[0]["loss"].as_f64().unwrap();

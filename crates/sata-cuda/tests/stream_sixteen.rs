@@ -6,7 +6,7 @@ mod common;
 mod gpu;
 
 use common::{Fade, Inputs, Sizes, rng};
-use gpu::one_pass::check_own as check;
+use gpu::one_pass::{check_lengths, check_own as check};
 use gpu::{hopper, one_pass};
 use half::bf16;
 use sata::{Decay, Near, Series, Spec};
@@ -32,15 +32,7 @@ fn orders() {
 
 #[test]
 fn lengths_around_pieces_chunks_and_segments() {
-    let device = hopper();
-    let mut rng = rng();
-    for tokens in [1, 15, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 257, 385] {
-        for near in [Near::None, Near::Blocks(0), Near::Blocks(1)] {
-            let inputs = Inputs::<bf16>::new(&mut rng, Sizes { kv_heads: 1, ..sizes(tokens) });
-            let spec = Spec::new(16, 16).terms(4).near(near).block(64);
-            check(&device, spec, &inputs, &Fade::None, 128);
-        }
-    }
+    check_lengths(&hopper(), 16, 4);
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Calls that are computed in one pass over a sequence, against the oracle.
 
 use half::bf16;
-use sata::{Near, SpecBuilder};
+use sata::{Near, Spec, SpecBuilder};
 use sata_cuda::{Device, Plan, State};
 
 use super::{ALLOWED, OnDevice, blank, error, feed, run};
 use crate::common::truth::truth;
-use crate::common::{Fade, Inputs, Sizes};
+use crate::common::{Fade, Inputs, Sizes, rng};
 
 /// Two key/value heads, as many queries as keys.
 pub fn sizes(tokens: usize, d: usize) -> Sizes {
@@ -46,6 +46,18 @@ pub fn check_own(
         feed(&plan, &mut state, &there, 0..s.queries, &mut other);
         let other = other.to_vec().unwrap();
         assert!(bits(&y) != bits(&other), "not computed in one pass: {what}");
+    }
+}
+
+/// Lengths around pieces of 64, chunks of 128 and segments, near blocks of each kind.
+pub fn check_lengths(device: &Device, d: usize, terms: usize) {
+    let mut rng = rng();
+    for tokens in [1, 15, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 257, 385] {
+        for near in [Near::None, Near::Blocks(0), Near::Blocks(1)] {
+            let inputs = Inputs::<bf16>::new(&mut rng, Sizes { kv_heads: 1, ..sizes(tokens, d) });
+            let spec = Spec::new(d, d).terms(terms).near(near).block(64);
+            check_own(device, spec, &inputs, &Fade::None, 128);
+        }
     }
 }
 
