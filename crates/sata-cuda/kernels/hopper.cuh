@@ -75,7 +75,8 @@ constexpr float LOG2E = 1.4426950408889634f;
 // The key tile records of one head: what prepare writes and the others copy in bulk.
 //   keys   [8 groups of 8 tokens][DQ / 8][8 tokens][8]           (B of queries times keys)
 //   values [8 groups of 8 tokens][NP / 8][8 tokens][8]           (v, 1, zeros; rows of 0 where no token is)
-//   with decay: fall f32 [64] = log2(e) (g(end of tile) - g(token)), at most 0; 2^fall f32 [64]; g(end of tile) f64
+//   with decay: fall f32 [64] = log2(e) (g(end) - g(token)), above 0 only after the end; 2^fall f32 [64], at most 1; g(end) f64,
+//   where the end is the tile's last token that is there
 constexpr int KEY_BYTES = KEY_TILE * DQ * 2;
 constexpr int VALUE_BYTES = KEY_TILE * NP * 2;
 constexpr int META_BYTES = HAS_G ? KEY_TILE * 8 + 16 : 0;

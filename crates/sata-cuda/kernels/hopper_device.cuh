@@ -49,10 +49,10 @@ DEV float exp2_fast(float x) {
 // Barriers of the copy engine.
 DEV void barrier_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 DEV void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-DEV void barrier_arrive(u32 bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }
+DEV void barrier_arrive(u32 bar, u32 count = 1) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(count) : "memory"); }
 // For a warpgroup whose matrix instructions have ended: they are all warps' together.
-DEV void group_arrive(u32 bar) {
-    if ((threadIdx.x & 127) == 0) barrier_arrive(bar);
+DEV void group_arrive(u32 bar, u32 count = 1) {
+    if ((threadIdx.x & 127) == 0) barrier_arrive(bar, count);
 }
 DEV void barrier_expect(u32 bar, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");

@@ -31,13 +31,14 @@ DEV u32 __byte_perm(u32 a, u32 b, u32 selector) {
 }
 
 struct CopyBarrier {
-    unsigned char phase, count, left, unused;
-    int bytes;  // that have yet to come
+    u16 count, left;
+    short sixteens;  // of bytes, that have yet to come
+    unsigned char phase, unused;
 };
 static_assert(sizeof(CopyBarrier) == 8, "as in hardware");
 DEV volatile CopyBarrier& barrier_at(u32 bar) { return *reinterpret_cast<volatile CopyBarrier*>(shared + bar); }
 DEV void barrier_turn(volatile CopyBarrier& b) {
-    if (b.left != 0 || b.bytes != 0) return;
+    if (b.left != 0 || b.sixteens != 0) return;
     b.phase = b.phase ^ 1;
     b.left = b.count;
     ::emu::block().naps = 0;  // they are counted from here
@@ -45,17 +46,17 @@ DEV void barrier_turn(volatile CopyBarrier& b) {
 DEV void barrier_init(u32 bar, u32 count) {
     volatile CopyBarrier& b = barrier_at(bar);
     b.phase = 0;
-    b.count = b.left = (unsigned char)count;
-    b.bytes = 0;
+    b.count = b.left = u16(count);
+    b.sixteens = 0;
 }
 DEV void barrier_init_done() {}
-DEV void barrier_arrive(u32 bar) {
+DEV void barrier_arrive(u32 bar, u32 count = 1) {
     volatile CopyBarrier& b = barrier_at(bar);
-    b.left = b.left - 1;
+    b.left = u16(b.left - count);
     barrier_turn(b);
 }
 DEV void barrier_expect(u32 bar, u32 bytes) {
-    barrier_at(bar).bytes = barrier_at(bar).bytes + int(bytes);
+    barrier_at(bar).sixteens = short(barrier_at(bar).sixteens + int(bytes / 16));
     barrier_arrive(bar);
 }
 DEV void barrier_wait(u32 bar, u32 parity) {
@@ -63,7 +64,7 @@ DEV void barrier_wait(u32 bar, u32 parity) {
 }
 DEV void copy_bulk(u32 to, const void* from, u32 bytes, u32 bar) {
     memcpy(shared + to, from, bytes);
-    barrier_at(bar).bytes = barrier_at(bar).bytes - int(bytes);
+    barrier_at(bar).sixteens = short(barrier_at(bar).sixteens - int(bytes / 16));
     barrier_turn(barrier_at(bar));
 }
 DEV void copy_16(void* to, const void* from, bool is) {
@@ -74,9 +75,9 @@ DEV void copy_16_wait() {}
 DEV void proxy_fence() {}
 DEV void group_sync(int id, int threads) { ::emu::barrier(unsigned(id), unsigned(threads), 0, false, true); }
 // In hardware no warp of a warpgroup goes ahead of the matrix instructions that the others take part in.
-DEV void group_arrive(u32 bar) {
+DEV void group_arrive(u32 bar, u32 count = 1) {
     group_sync(1 + int(threadIdx.x >> 7), 128);
-    if ((threadIdx.x & 127) == 0) barrier_arrive(bar);
+    if ((threadIdx.x & 127) == 0) barrier_arrive(bar, count);
 }
 template <int GROUPS, int REGISTERS = 24> DEV void role_copies() {}
 template <int GROUPS> DEV void role_multiplies() {}

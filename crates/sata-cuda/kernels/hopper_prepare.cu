@@ -78,7 +78,10 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) hopper_prepare(con
         const int t = threadIdx.x;
         if constexpr (HAS_G) {
             const double* const g = sinks ? p.sink_g + head * p.sink_works + seq.sink : p.g + head * p.works + seq.work;
-            const double end = g[first + count - 1], own = g[first + min(t, count - 1)];
+            // The last that is there, before which no key has faded less; of those after it nothing but g is read.
+            int last = count - 1;
+            while (last > 0 && !live(last)) last--;
+            const double end = g[first + last], own = g[first + min(t, count - 1)];
             fall[t] = (float)(end - own) * LOG2E;
             ends[0] = end;
             weight[t] = 0.f;
@@ -103,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) hopper_prepare(con
     if constexpr (HAS_G) {
         if (threadIdx.x < KEY_TILE) {
             ((float*)(record + META))[threadIdx.x] = fall[threadIdx.x];
-            ((float*)(record + META))[KEY_TILE + threadIdx.x] = exp2_fast(fall[threadIdx.x]);
+            ((float*)(record + META))[KEY_TILE + threadIdx.x] = exp2_fast(fminf(fall[threadIdx.x], 0.f));
         }
         if (threadIdx.x == 0) *(double*)(record + META_END) = ends[0];
     }

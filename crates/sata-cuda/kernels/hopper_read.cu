@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(bars + 8 * s, 1);
-            barrier_init(bars + 8 * (STAGES + s), WARPGROUPS);
+            barrier_init(bars + 8 * (STAGES + s), WARPGROUPS * 128);
         }
         barrier_init_done();
     }
@@ -478,7 +478,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                     mma_wait<0>();
                 }
             }
-            ring.release();
+            ring.release_by_all();
         }
         if constexpr (ROW_TILES == 2) {
 #pragma unroll 1
@@ -492,12 +492,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 weigh(acc[1], x, w, 1, n, at);
                 add(acc[1], w, at);
                 mma_wait<0>();
-                ring.release();
+                ring.release_by_all();
             }
         }
         for (; n < count_of_tiles; n++) {
             ring.acquire();
-            ring.release();
+            ring.release_by_all();
         }
 
 #pragma unroll

@@ -65,9 +65,14 @@ struct Ring {
         barrier_wait(bars + 8 * second, wraps ? phase ^ 1 : phase);
         return base + second * STAGE_BYTES;
     }
-    // After all of a warpgroup's reads of the stage have ended.
+    // After all of a warpgroup's reads of the stage have ended, which matrix instructions alone have read.
     DEV_MEMBER void release() {
-        group_arrive(bars + 8 * (STAGES + stage));
+        group_arrive(bars + 8 * (STAGES + stage), 128);
+        next();
+    }
+    // … which threads too have read: each lets go itself.
+    DEV_MEMBER void release_by_all() {
+        barrier_arrive(bars + 8 * (STAGES + stage));
         next();
     }
 };

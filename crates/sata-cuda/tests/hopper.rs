@@ -126,6 +126,24 @@ fn orders_near_sinks_decay_masks_groups() {
     }
 }
 
+/// Queries to which nothing but what has faded far below the smallest f32 is left, in a tile of keys that ends hidden.
+#[test]
+fn hidden_stretches_that_fade() {
+    let device = hopper();
+    let mut rng = rng();
+    let s = Sizes { batch: 2, ..sizes(330, 16) };
+    for (near, sinks) in [(Near::None, 0), (Near::None, 40), (Near::Blocks(0), 3)] {
+        let mut inputs = Inputs::<bf16>::new(&mut rng, s).gain(0.5);
+        let hidden = |i: usize| (149..290).contains(&i) || i % 5 == 4;
+        inputs.mask = Some((0..2 * s.keys).map(|i| !hidden(i % s.keys)).collect());
+        let log_gates = (0..4 * s.keys).map(|i| -0.25 * (1 + i / s.keys) as f32).collect();
+        for fade in [Fade::Slopes(vec![1.0, 0.4]), Fade::Gates { keys: s.keys, log_gates }] {
+            let spec = Spec::new(16, 16).terms(3).near(near).sinks(sinks);
+            check(&device, spec, &inputs, &fade, true, 128);
+        }
+    }
+}
+
 #[test]
 fn any_split_with_a_state_is_one_call() {
     let device = hopper();

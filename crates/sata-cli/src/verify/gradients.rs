@@ -56,8 +56,8 @@ fn rms(x: impl ExactSizeIterator<Item = f64>) -> f64 {
 
 /// The largest error of a gradient and its name: over its own size and that of what it is summed of
 /// together, since one that cancels to zero has no size of its own. That is dy for queries, keys and
-/// values; a gate's is a sum over all tokens after it, a slope's one over all tokens, each times its
-/// position.
+/// values; a gate's is a sum over all tokens after it, a slope's one of numbers as large as positions
+/// over all tokens.
 pub fn error(got: &ByInputs, want: &ByInputs, keys: usize) -> (f64, &'static str) {
     let keys = keys as f64;
     let each = [
@@ -65,7 +65,7 @@ pub fn error(got: &ByInputs, want: &ByInputs, keys: usize) -> (f64, &'static str
         ("dk", &got.k, &want.k, 1.0),
         ("dv", &got.v, &want.v, 1.0),
         ("dlog_gates", &got.log_gates, &want.log_gates, keys.sqrt()),
-        ("dslopes", &got.slopes, &want.slopes, keys),
+        ("dslopes", &got.slopes, &want.slopes, keys.powf(1.5)),
     ];
     let mut worst = (0.0, "nothing");
     for (name, got, want, of) in each {

@@ -221,10 +221,12 @@ fn magnitudes(problem: &Problem<'_>, shift: f64) -> f64 {
 /// How far outputs `[rows, d_value]` are from the oracle's rows: relative RMS, where each row counts
 /// over what rounding may grow by. An output N / D is off by δN / D and by y δD / D, so by the
 /// magnitudes over the denominator times 1 (a value) or |y|. Infinite where an output is not a number
-/// and should be, or the other way round.
+/// and should be, or the other way round. Rows of which rounding may leave no denominator at all do
+/// not count.
 pub fn error<E: Element>(got: &[E], rows: &[Row]) -> f64 {
     let (mut error, mut norm) = (0.0, 0.0);
-    for row in rows {
+    let vanishes = |row: &&Row| row.magnified * rounding::<E>() >= 1.0;
+    for row in rows.iter().filter(|row| !vanishes(row)) {
         let got = wide(&got[row.index * row.y.len()..][..row.y.len()]);
         if row.y.iter().any(|y| y.is_nan()) {
             if !got.iter().all(|y| y.is_nan()) {
@@ -242,4 +244,11 @@ pub fn error<E: Element>(got: &[E], rows: &[Row]) -> f64 {
         (0.0, _) => 0.0,
         _ => (error / norm).sqrt(),
     }
+}
+
+/// The most that rounding to `E` changes a number by, over the number.
+fn rounding<E: Element>() -> f64 {
+    let halves = (1..).map(|n| 0.5f32.powi(n));
+    let seen = |by: &f32| E::from_compute(1.0 + by).to_compute() > 1.0;
+    halves.take_while(seen).last().map_or(1.0, |by| f64::from(by) / 2.0)
 }

@@ -86,12 +86,15 @@ pub(crate) fn run(
     let spec = problem.spec;
     let units = plan.once("units", || Ok(Units::new(plan.device())))?;
     let orders = spec.orders();
+    // A query that is not there itself may see nothing but what has faded, to which weights are then relative.
+    let hidden = problem.fades() && problem.mask.is_some();
     let shape = Shape {
         sizes: Sizes::new(spec.d_key(), spec.d_value(), &orders),
         terms: spec.terms(),
         fades: problem.fades(),
-        near: problem.near() >= 0 || spec.sinks() > 0,
+        near: problem.near() >= 0 || spec.sinks() > 0 || hidden,
     };
+    // The same for calls with a mask and without.
     let tables = plan.once("hopper", || Tables::new(plan, &shape))?;
     let host = sequences(problem);
     // Unless tokens may be missing or fade, all that is to know of them is how many there are.
