@@ -105,7 +105,8 @@ DEVICE u32 scramble(u32 x) {
     return x ^ x >> 16;
 }
 
-// x · factor + more. What rounding takes is kept in `low`.
+// x · factor + more; where there is a `low`, what rounding takes is kept in it.
+DEVICE f32 add_to(f32 x, f32 factor, f32 more) { return __fadd_rn(__fmul_rn(x, factor), more); }
 DEVICE f32 add_to(f32 x, f32& low, f32 factor, f32 more) {
     f32 product = __fmul_rn(x, factor), sum = __fadd_rn(product, more), part = __fsub_rn(sum, product);
     f32 lost = __fadd_rn(__fsub_rn(product, __fsub_rn(sum, part)), __fsub_rn(more, part));
@@ -113,9 +114,11 @@ DEVICE f32 add_to(f32 x, f32& low, f32 factor, f32 more) {
     return sum;
 }
 DEVICE void add_to(f32* x, f32* low, f32 factor, f32 more) {
-    f32 rest = low == nullptr ? 0.0f : *low;
-    *x = add_to(*x, rest, factor, more);
-    if (low != nullptr) *low = rest;
+    if (low == nullptr) {
+        *x = add_to(*x, factor, more);
+    } else {
+        *x = add_to(*x, *low, factor, more);
+    }
 }
 
 // The same of up to FOLD_GROUP rows of VEC numbers of far sums.
@@ -155,17 +158,25 @@ DEVICE void add_to(bf16* x, u16* low, int rows, f32 factor, const Vec* more, u32
 DEVICE void add_to(f32* x, f32* low, int rows, f32 factor, const Vec* more, u32) {
     Vec sums[FOLD_GROUP], rest[FOLD_GROUP];
 #pragma unroll
-    for (int j = 0; j < FOLD_GROUP; ++j) {
-        sums[j] = j < rows ? load(x + j * D_VALUE) : zeros();
-        rest[j] = low != nullptr && j < rows ? load(low + j * D_VALUE) : zeros();
+    for (int j = 0; j < FOLD_GROUP; ++j) sums[j] = j < rows ? load(x + j * D_VALUE) : zeros();
+    if (low == nullptr) {
+#pragma unroll
+        for (int j = 0; j < FOLD_GROUP; ++j) {
+#pragma unroll
+            for (int i = 0; i < VEC; ++i) sums[j].x[i] = add_to(sums[j].x[i], factor, more[j].x[i]);
+            if (j < rows) store(x + j * D_VALUE, sums[j]);
+        }
+        return;
     }
+#pragma unroll
+    for (int j = 0; j < FOLD_GROUP; ++j) rest[j] = j < rows ? load(low + j * D_VALUE) : zeros();
 #pragma unroll
     for (int j = 0; j < FOLD_GROUP; ++j) {
         if (j >= rows) break;
 #pragma unroll
         for (int i = 0; i < VEC; ++i) sums[j].x[i] = add_to(sums[j].x[i], rest[j].x[i], factor, more[j].x[i]);
         store(x + j * D_VALUE, sums[j]);
-        if (low != nullptr) store(low + j * D_VALUE, rest[j]);
+        store(low + j * D_VALUE, rest[j]);
     }
 }
 #endif
@@ -222,7 +233,7 @@ DEVICE void fold(const Decode& p, const Past& past, const Team& team, u32 slot, 
                 }
                 __syncwarp();
                 if (has_row(lane) && has_column(lane, s)) {
-#pragma unroll 2
+#pragma unroll(FOLD_LANE_ROWS == 4 ? FOLD_STEP : 2)
                     for (int t = 0; t < FOLD_STEP; ++t) {
                         Vec value = load(folded.values + (begin + t) * D_VALUE + (s * ACROSS + lane.column) * VEC);
                         const f32* phi = scratch + t * FOLD_ROWS + lane.row * FOLD_LANE_ROWS;
