@@ -166,15 +166,15 @@ fn run(job: &Job, plan: &Plan, decoder: &Decoder, copy: f64) {
     );
 }
 
-/// `[warps, team, split, grid]`, `[lane_rows, in_flight, once, blocks]`.
+/// `[warps, team, split]`, `[lane_rows, in_flight, once, blocks]`.
 fn recipe(
-    [warps, team, split, grid]: [u32; 4],
+    [warps, team, split]: [u32; 3],
     [lane_rows, in_flight, once, blocks]: [u32; 4],
     fold_tokens: u32,
     pass: u32,
 ) -> Recipe {
     let once = once == 1;
-    Recipe { warps, team, split, grid, lane_rows, in_flight, once, fold_tokens, blocks, pass }
+    Recipe { warps, team, split, lane_rows, in_flight, once, fold_tokens, blocks, pass }
 }
 
 fn main() {
@@ -227,13 +227,13 @@ fn main() {
     for group in [4, 8, 16] {
         add(&format!("d=32 group {group}"), plain(32, 64), 256, group, f32s, 2, None);
     }
-    let r = recipe([4, 4, 4, 0], [1, 8, 1, 3], 64, 8);
+    let r = recipe([4, 4, 4], [1, 8, 1, 3], 64, 8);
     add("d=32 group 8", plain(32, 64), 256, 8, f32s, 2, Some(r));
     add("d=32 bf16 sums", plain(32, 64), 256, 1, SumsType::Bf16, 4, None);
     add("d=64 bf16 sums", plain(64, 64), 32, 1, SumsType::Bf16, 4, None);
     let trained = |d| plain(d, 64).terms(3).near(Near::Blocks(1)).decay(Decay::Gates);
     add("d=32 P=3 near gates", trained(32), 2048, 1, f32s, 2, None);
-    let r = recipe([2, 2, 1, 0], [1, 16, 1, 8], 64, 1);
+    let r = recipe([2, 2, 1], [1, 16, 1, 8], 64, 1);
     add("d=32 P=3 near gates", trained(32), 2048, 1, f32s, 2, Some(r));
     let gauss = |d| plain(d, 64).series(Series::Gauss).near(Near::Blocks(1));
     add("d=32 gauss near", gauss(32), 256, 1, f32s, 2, None);
@@ -260,18 +260,19 @@ fn main() {
 fn variants() -> Vec<(usize, Option<Recipe>)> {
     let mut all = vec![];
     let mut add = |d, heads, loads, fold| all.push((d, Some(recipe(heads, loads, fold, 1))));
-    // All heads at once, and some after others.
-    add(8, [4, 1, 1, 0], [6, 12, 0, 5], 16);
-    add(8, [1, 1, 1, 0], [6, 12, 0, 16], 16);
-    add(8, [1, 1, 1, 2112], [6, 12, 0, 16], 16);
-    add(8, [1, 1, 1, 2731], [2, 8, 0, 20], 16);
-    add(16, [1, 1, 1, 0], [4, 16, 1, 16], 64);
-    add(16, [1, 1, 1, 0], [3, 12, 1, 16], 64);
-    add(16, [2, 2, 1, 0], [1, 16, 1, 12], 64);
-    add(32, [4, 4, 2, 0], [1, 16, 1, 5], 64);
-    add(32, [4, 4, 4, 0], [1, 16, 1, 4], 64);
-    add(64, [4, 4, 16, 0], [1, 16, 1, 4], 64);
-    add(64, [4, 4, 32, 0], [1, 16, 1, 3], 64);
+    add(8, [4, 1, 1], [6, 12, 0, 5], 16);
+    add(8, [1, 1, 1], [6, 12, 0, 16], 16);
+    add(8, [4, 1, 1], [6, 12, 0, 6], 16);
+    add(8, [4, 1, 1], [3, 6, 0, 7], 16);
+    add(8, [4, 1, 1], [2, 4, 0, 8], 16);
+    add(8, [4, 1, 1], [6, 16, 0, 4], 16);
+    add(16, [1, 1, 1], [4, 16, 1, 16], 64);
+    add(16, [1, 1, 1], [3, 12, 1, 16], 64);
+    add(16, [2, 2, 1], [1, 16, 1, 12], 64);
+    add(32, [4, 4, 2], [1, 16, 1, 5], 64);
+    add(32, [4, 4, 4], [1, 16, 1, 4], 64);
+    add(64, [4, 4, 16], [1, 16, 1, 4], 64);
+    add(64, [4, 4, 32], [1, 16, 1, 3], 64);
     for d in [8, 16, 32, 64] {
         all.push((d, None));
     }

@@ -6,7 +6,7 @@
 // state by slot = sequence · kv_heads + head: far sums [slot][FEATURES][D_VALUE] f32 or bf16, Z [slot][FEATURES] f32,
 // open tokens and sinks f32. Features are monomials in the order of the CPU's basis.
 //
-// A team has one head: a warp where states are small (which goes from head to head), else a block, or several blocks of
+// A team has one head: a warp where states are small, else a block, or several blocks of
 // which the last to come goes on. Each of its warps streams tiles of rows of S and Z, making the features of a tile for PASS queries at once as
 // it goes, one feature per lane: a product of HIGHEST numbers of shared memory, whose indices are packed in a word or
 // two of a table that all heads share. Then the team weighs the open tokens and sinks, divides, and writes. In a step
@@ -200,31 +200,12 @@ DEVICE Unit unit_of(const Decode& p, u32 index) {
     return unit;
 }
 
-// Asks for what serving a head begins with, besides the sums: a line per lane.
-DEVICE void prefetch_inputs(const Decode& p, const Unit& unit, int lane) {
-    constexpr int LINE = 128 / int(sizeof(E));
-    const void* at = nullptr;
-    if (lane < 16) {
-        if (lane * LINE < GROUP * D_KEY) at = row<E>(p.q, unit.entry, i64(unit.head) * GROUP, 0) + lane * LINE;
-    } else if (lane < 20) {
-        if ((lane - 16) * LINE < D_KEY) at = row<E>(p.k, unit.entry, unit.head, 0) + (lane - 16) * LINE;
-    } else if (lane < 24) {
-        if ((lane - 20) * LINE < D_VALUE) at = row<E>(p.v, unit.entry, unit.head, 0) + (lane - 20) * LINE;
-    } else if (lane < 28) {
-        const void* each[4] = {p.positions + unit.sequence, p.open + unit.sequence, p.marks + unit.slot,
-                               p.reaches + unit.slot};
-        at = lane == 24 ? each[0] : lane == 25 ? each[1] : lane == 26 ? each[2] : each[3];
-    }
-    if (at != nullptr) prefetch_line(at);
-}
-
 // Rows that a warp reads first: of the highest order, which has most.
 DEVICE Rows first_rows(Rows own, int warp) { return share(of_plane(own, PLANES - 1), warp, TEAM, TILE); }
 
-// Serves a head, or a part of it. `first` has been loaded for it; `ready` is called when that has been used.
-template <class Ready>
+// Serves a head, or a part of it. `first` has been loaded for it.
 DEVICE void serve(const Decode& p, const Team& team, const Unit& unit, u32 part, u32 split, const Lane& lane,
-                  First& first, Ready ready) {
+                  First& first) {
     const u32 slot = unit.slot;
     Rows own = share(Rows{0, FEATURES}, part, split, TILE);
     Past past = past_of(p, team, slot, unit.sequence, unit.entry, unit.head);
@@ -266,7 +247,6 @@ DEVICE void serve(const Decode& p, const Team& team, const Unit& unit, u32 part,
             } else {
                 read_sums<false>(p, slot, mine, queries, team.weights, lane, first, a, [](int, int) {});
             }
-            if (pass == PASSES - 1 && plane == 0) ready();
             if constexpr (ALONG) {
                 if (FADES) scale(a, standing.factor);
                 far_tokens(past, queries, p.coefficients, 0, team.weights, part * TEAM + team.warp, split * TEAM, lane,
@@ -334,39 +314,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) decode(cons
     Team team = team_of(shared, warp, lane);
     First first;
     if constexpr (TEAM == 1) {
-        const Rows rows = first_rows(Rows{0, FEATURES}, 0);
-        const u32 all = p.entries * p.kv_heads, step = gridDim.x * WARPS;
         Unit unit = unit_of(p, blockIdx.x * WARPS + warp);
-        if (EARLY && unit.there) load_first<ONCE>(p, unit.slot, rows.from, rows.to, lane, first);
-        if (!LOOP) {
-            if (unit.there) serve(p, team, unit, 0, 1, lane, first, [] {});
-            return;
-        }
-        // A warp goes from head to head, and asks for the next one's sums before it is done with one.
-#pragma unroll 1
-        while (unit.index < all) {
-            Unit next;
-            auto ready = [&] {
-                next = unit_of(p, unit.index + step);
-                if (!next.there) return;
-                if (EARLY) load_first<ONCE>(p, next.slot, rows.from, rows.to, lane, first);
-                prefetch_inputs(p, next, lane.index);
-            };
-            if (unit.there) {
-                serve(p, team, unit, 0, 1, lane, first, ready);
-                // Shared memory is free for the next.
-                team.sync();
-            } else {
-                ready();
-            }
-            unit = next;
-        }
+        if (!unit.there) return;
+        const Rows rows = first_rows(Rows{0, FEATURES}, 0);
+        if (EARLY) load_first<ONCE>(p, unit.slot, rows.from, rows.to, lane, first);
+        serve(p, team, unit, 0, 1, lane, first);
     } else {
         Unit unit = unit_of(p, blockIdx.x / p.split);
         if (!unit.there) return;
         u32 part = blockIdx.x % p.split;
         Rows rows = first_rows(share(Rows{0, FEATURES}, part, p.split, TILE), team.warp);
         if (EARLY) load_first<ONCE>(p, unit.slot, rows.from, rows.to, lane, first);
-        serve(p, team, unit, part, p.split, lane, first, [] {});
+        serve(p, team, unit, part, p.split, lane, first);
     }
 }

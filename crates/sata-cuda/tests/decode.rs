@@ -49,7 +49,6 @@ fn recipe(warps: u32, team: u32, split: u32, lane_rows: u32, pass: u32) -> Recip
         split,
         lane_rows,
         in_flight: 8,
-        grid: 0,
         once: team == 1,
         fold_tokens: if split.is_multiple_of(2) { 8 } else { 16 },
         blocks: 1,
@@ -207,10 +206,8 @@ fn teams_and_splits() {
         recipe(2, 2, 2, 1, 1),
         recipe(4, 4, 3, 2, 1),
         recipe(2, 2, 40, 1, 1),
-        // Warps that go from head to head, some of which have no head at all.
-        Recipe { grid: 1, ..recipe(1, 1, 1, 6, 1) },
-        Recipe { grid: 2, ..recipe(2, 1, 1, 2, 1) },
-        Recipe { grid: 5, ..recipe(1, 1, 1, 1, 1) },
+        // A whole head in one tile.
+        recipe(1, 1, 1, 6, 1),
     ] {
         check::<f32>(&Case {
             recipe: Some(recipe),
@@ -260,8 +257,9 @@ fn near_sinks_and_decay() {
                 let series = [Series::Taylor, Series::Gauss][(i + j + k) % 2].clone();
                 let decay = decays[(i + j + k) % 3];
                 let spec = spec(4, 4).series(series).terms(4).near(near).sinks(sinks).decay(decay);
-                let (one, two) = (recipe(1, 1, 1, 1, 1), recipe(2, 2, 2, 1, 1));
-                let recipe = Some([one, two, Recipe { grid: 1, ..one }][(i + j + k) % 3]);
+                let one = recipe(1, 1, 1, 1, 1);
+                let recipe =
+                    Some([one, recipe(2, 2, 2, 1, 1), recipe(1, 1, 1, 3, 1)][(i + j + k) % 3]);
                 let spec = spec.build().unwrap();
                 cases.push(Case { recipe, steps: 90, ..Case::new(spec) });
             }

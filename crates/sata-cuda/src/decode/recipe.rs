@@ -14,8 +14,6 @@ pub struct Recipe {
     pub team: u32,
     /// Blocks that share the sums of one head; 1 where `team` is 1.
     pub split: u32,
-    /// Blocks whose warps go from head to head, where `team` is 1; 0 for a warp for each head.
-    pub grid: u32,
     /// Features that a lane makes at once: a warp reads tiles of 32 times as many rows.
     pub lane_rows: u32,
     /// Loads that a lane has under way at once, at most.
@@ -59,7 +57,7 @@ pub struct Sizes {
 const MOST_QUERIES: usize = 16;
 /// Bytes of sums that one warp reads as fast as a block would, when there are many heads.
 const SMALL: usize = 96 << 10;
-/// Bytes of sums whose loads a warp has all under way at once, or nearly.
+/// Bytes of sums that caches hold until they are folded.
 const TINY: usize = 16 << 10;
 /// Bytes of sums of one head that keep many warps busy.
 const LARGE: usize = 4 << 20;
@@ -86,7 +84,6 @@ impl Recipe {
             warps: 4,
             team: 4,
             split: 1,
-            grid: 0,
             lane_rows: rows_for(8) as u32,
             in_flight: if pass > 4 { 8 } else { 16 },
             once: true,
@@ -102,17 +99,12 @@ impl Recipe {
                 (_, false) => 12,
                 (_, true) => 8,
             };
-            // Heads in rounds, all of them full, where that is little work for a warp.
-            let rounds = sizes.units.div_ceil(processors * blocks);
-            let in_rounds = bytes <= TINY && rounds > 1;
             Recipe {
                 warps: 1,
                 team: 1,
-                grid: if in_rounds { sizes.units.div_ceil(rounds) as u32 } else { 0 },
-                // In rounds, the next head's loads are under way beside a head's own work.
-                lane_rows: rows_for(match (blocks, in_rounds) {
-                    (BUSY_WARPS, false) => 16,
-                    (12.., _) => 12,
+                lane_rows: rows_for(match blocks {
+                    BUSY_WARPS => 16,
+                    12.. => 12,
                     _ => 8,
                 }) as u32,
                 // Tiny sums are found again when they are folded.
@@ -187,9 +179,6 @@ impl Recipe {
         if self.fold_tokens == 0 || !self.fold_tokens.is_multiple_of(8) || self.fold_tokens > 256 {
             return no("fold_tokens", self.fold_tokens, "it must be a multiple of 8, at most 256");
         }
-        if self.grid > 0 && self.team > 1 {
-            return no("grid", self.grid, "it must be 0 for teams of more than one warp");
-        }
         if !(1..=8).contains(&self.lane_rows) {
             return no("lane_rows", self.lane_rows, "it must be 1 to 8");
         }
@@ -208,7 +197,6 @@ impl Recipe {
     /// The launch for so many heads.
     pub(crate) fn launch(&self, units: usize, shared: u32) -> Result<Launch, Error> {
         let blocks = match self.team {
-            1 if self.grid > 0 => self.grid as usize,
             1 => units.div_ceil(self.warps as usize),
             _ => units.saturating_mul(self.split as usize),
         };
@@ -283,23 +271,23 @@ mod tests {
         Sizes { d_key: d, d_value: d, features, width: 4, group, planes, terms, block, units }
     }
 
-    /// Warps, team, parts of a head, blocks that go from head to head.
-    fn layout(sizes: &Sizes) -> [u32; 4] {
+    /// Warps, team, parts of a head.
+    fn layout(sizes: &Sizes) -> [u32; 3] {
         let recipe = Recipe::choose(sizes, &h100()).unwrap();
         recipe.check(sizes).unwrap();
         assert!(recipe.shared_bytes(sizes) <= 227 << 10);
-        [recipe.warps, recipe.team, recipe.split, recipe.grid]
+        [recipe.warps, recipe.team, recipe.split]
     }
 
     #[test]
     fn many_small_heads_take_a_warp_each_and_large_ones_are_split() {
-        assert_eq!(layout(&sizes(8, 165, 8192)), [1, 1, 1, 2048]);
-        assert_eq!(layout(&sizes(16, 969, 2048)), [1, 1, 1, 0]);
-        assert_eq!(layout(&sizes(32, 6545, 256)), [4, 4, 2, 0]);
-        assert_eq!(layout(&sizes(64, 47905, 32)), [4, 4, 16, 0]);
-        assert_eq!(layout(&sizes(8, 165, 1)), [8, 8, 1, 0]);
-        assert_eq!(layout(&sizes(32, 6545, 1)), [8, 8, 26, 0]);
-        assert_eq!(layout(&sizes(64, 47905, 1)), [16, 16, 66, 0]);
+        assert_eq!(layout(&sizes(8, 165, 8192)), [1, 1, 1]);
+        assert_eq!(layout(&sizes(16, 969, 2048)), [1, 1, 1]);
+        assert_eq!(layout(&sizes(32, 6545, 256)), [4, 4, 2]);
+        assert_eq!(layout(&sizes(64, 47905, 32)), [4, 4, 16]);
+        assert_eq!(layout(&sizes(8, 165, 1)), [8, 8, 1]);
+        assert_eq!(layout(&sizes(32, 6545, 1)), [8, 8, 26]);
+        assert_eq!(layout(&sizes(64, 47905, 1)), [16, 16, 66]);
     }
 
     #[test]

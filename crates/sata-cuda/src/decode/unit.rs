@@ -67,7 +67,6 @@ pub(crate) fn unit<E: Element>(
         .define("LANE_ROWS", recipe.lane_rows)
         .define("IN_FLIGHT", recipe.in_flight)
         .define("ONCE", u32::from(recipe.once))
-        .define("LOOP", u32::from(recipe.grid > 0))
         .define("FOLD_TOKENS", recipe.fold_tokens)
         .define("MIN_BLOCKS", recipe.blocks)
         .define("SUMS", if sums == SumsType::Bf16 { 1 } else { 0 })
