@@ -478,7 +478,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                     mma_wait<0>();
                 }
             }
-            ring.release_by_all();
+            ring.release_keys();
         }
         if constexpr (ROW_TILES == 2) {
 #pragma unroll 1
@@ -492,12 +492,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) hopper_read(const __gri
                 weigh(acc[1], x, w, 1, n, at);
                 add(acc[1], w, at);
                 mma_wait<0>();
-                ring.release_by_all();
+                ring.release_keys();
             }
         }
         for (; n < count_of_tiles; n++) {
             ring.acquire();
-            ring.release_by_all();
+            ring.release_keys();
         }
 
 #pragma unroll

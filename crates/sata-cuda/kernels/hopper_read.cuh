@@ -70,9 +70,10 @@ struct Ring {
         group_arrive(bars + 8 * (STAGES + stage), 128);
         next();
     }
-    // … which threads too have read: each lets go itself.
-    DEV_MEMBER void release_by_all() {
-        barrier_arrive(bars + 8 * (STAGES + stage));
+    // … which threads too have read, where there are decays or near keys: each lets go itself.
+    DEV_MEMBER void release_keys() {
+        if constexpr (HAS_G || HAS_NEAR) barrier_arrive(bars + 8 * (STAGES + stage));
+        else group_arrive(bars + 8 * (STAGES + stage), 128);
         next();
     }
 };
