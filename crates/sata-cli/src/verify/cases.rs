@@ -17,13 +17,30 @@ pub struct Group {
     pub cases: Vec<Case>,
 }
 
+impl Group {
+    fn new(name: &'static str, cases: Vec<Case>, quick: bool) -> Self {
+        let step = if quick { 3 } else { 1 };
+        Group { name, cases: cases.into_iter().step_by(step).collect() }
+    }
+}
+
 /// Everything; `quick`: every third case.
 ///
 /// # Errors
 /// None for the specs that are listed.
 pub fn all(quick: bool) -> Outcome<Vec<Group>> {
+    let mut all = short(quick)?;
+    all.push(Group::new("long contexts", long()?, quick));
+    Ok(all)
+}
+
+/// The same without long contexts.
+///
+/// # Errors
+/// As for [`all`].
+pub fn short(quick: bool) -> Outcome<Vec<Group>> {
     type Make = fn() -> Outcome<Vec<Case>>;
-    let groups: [(&str, Make); 12] = [
+    let groups: [(&str, Make); 11] = [
         ("head sizes and terms", sizes_and_terms),
         ("odd sizes", odd_sizes),
         ("borders", borders),
@@ -34,16 +51,9 @@ pub fn all(quick: bool) -> Outcome<Vec<Group>> {
         ("states: any split, to the CPU and back", splits),
         ("states of bf16 sums", storages),
         ("decode", decode),
-        ("long contexts", long),
         ("gradients", gradients),
     ];
-    let mut all = vec![];
-    for (name, cases) in groups {
-        let cases = cases()?;
-        let step = if quick { 3 } else { 1 };
-        all.push(Group { name, cases: cases.into_iter().step_by(step).collect() });
-    }
-    Ok(all)
+    groups.into_iter().map(|(name, cases)| Ok(Group::new(name, cases()?, quick))).collect()
 }
 
 /// One or two of each, small.

@@ -57,6 +57,8 @@ enum Which {
     Cuda,
     /// Its kernels on the CPU, a few small cases: in programs built with the feature `emulator`
     Emulator,
+    /// The same with Hopper's kernels, all cases but long ones (minutes; see --only)
+    EmulatorHopper,
     /// The CPU engine
     Cpu,
 }
@@ -84,6 +86,7 @@ pub fn run(args: &VerifyArgs) -> Outcome {
     let seed = args.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 16);
     let groups = match args.device {
         Which::Emulator => cases::few()?,
+        Which::EmulatorHopper => cases::short(args.quick)?,
         _ => cases::all(args.quick)?,
     };
     let report = verify(&engine, groups, seed, args)?;
@@ -118,9 +121,13 @@ fn open(args: &VerifyArgs) -> Outcome<Engine> {
         Which::Cuda => Ok(Engine::Device(Device::new(args.ordinal)?)),
         #[cfg(all(any(test, feature = "emulator"), unix))]
         Which::Emulator => Ok(Engine::Device(Device::emulated()?)),
+        #[cfg(all(any(test, feature = "emulator"), unix))]
+        Which::EmulatorHopper => Ok(Engine::Device(Device::emulated_hopper()?)),
         #[cfg(not(all(any(test, feature = "emulator"), unix)))]
-        Which::Emulator => Err(Failure::new("--device emulator: this program has no emulator")
-            .hint("build it with the feature `emulator`, on a Unix")),
+        Which::Emulator | Which::EmulatorHopper => {
+            let hint = "build it with the feature `emulator`, on a Unix";
+            Err(Failure::new("--device: this program has no emulator").hint(hint))
+        }
     }
 }
 
@@ -163,7 +170,7 @@ fn verify(engine: &Engine, groups: Vec<Group>, seed: u64, args: &VerifyArgs) -> 
         cases.extend(found?.into_iter().flatten());
     }
     let mut recovery = vec![];
-    if args.device != Which::Emulator {
+    if !matches!(args.device, Which::Emulator | Which::EmulatorHopper) {
         let mut said = false;
         recovery = recovery::run(engine, seed, args.quick, wanted, |found| {
             if !std::mem::replace(&mut said, true) {
@@ -247,17 +254,26 @@ mod tests {
     }
 
     /// The command without a GPU: its kernels on the CPU.
-    #[test]
-    fn the_emulator_passes() {
-        let args = args(Which::Emulator);
-        let engine = open(&args).unwrap();
+    fn passes(args: &VerifyArgs, groups: Vec<Group>) {
+        let engine = open(args).unwrap();
         let seed = RandomState::new().build_hasher().finish() >> 16;
         println!("seed {seed}");
-        let report = verify(&engine, cases::few().unwrap(), seed, &args).unwrap();
+        let report = verify(&engine, groups, seed, args).unwrap();
         let failed: Vec<String> =
             report.cases.iter().filter(|found| !found.pass).map(said).collect();
         assert!(failed.is_empty(), "{failed:#?}");
         assert!(report.passed >= 8, "{report:?}");
+    }
+
+    #[test]
+    fn the_emulator_passes() {
+        passes(&args(Which::Emulator), cases::few().unwrap());
+    }
+
+    #[test]
+    fn the_emulator_of_hopper_passes() {
+        let args = VerifyArgs { only: Some("masked".into()), ..args(Which::EmulatorHopper) };
+        passes(&args, cases::short(true).unwrap());
     }
 
     #[test]
