@@ -32,7 +32,7 @@ fn wrong_words() {
     );
     room.write("file", "");
     room.bad("bench gpu --out file", &["--out file"]);
-    room.bad("verify --device tpu", &["--device", "tpu", "cuda, emulator, cpu"]);
+    room.bad("verify --device tpu", &["--device", "tpu", "cuda, emulator, emulator-hopper, cpu"]);
     room.bad("verify --device cpu --seed x", &["--seed"]);
     room.bad("verify --device cpu --only nothing-has-this", &["--only nothing-has-this"]);
 }
@@ -40,7 +40,10 @@ fn wrong_words() {
 #[cfg(not(feature = "emulator"))]
 #[test]
 fn the_program_that_is_shipped_has_no_emulator() {
-    Room::new().bad("verify --device emulator", &["--device emulator", "feature"]);
+    for device in ["emulator", "emulator-hopper"] {
+        let words = format!("verify --device {device}");
+        Room::new().bad(&words, &[&format!("--device {device}"), "feature"]);
+    }
 }
 
 fn verified(args: &str) -> Value {

@@ -125,8 +125,9 @@ fn open(args: &VerifyArgs) -> Outcome<Engine> {
         Which::EmulatorHopper => Ok(Engine::Device(Device::emulated_hopper()?)),
         #[cfg(not(all(any(test, feature = "emulator"), unix)))]
         Which::Emulator | Which::EmulatorHopper => {
-            let hint = "build it with the feature `emulator`, on a Unix";
-            Err(Failure::new("--device: this program has no emulator").hint(hint))
+            let name = args.device.to_possible_value().unwrap_or_default();
+            let what = format!("--device {}: this program has no emulator", name.get_name());
+            Err(Failure::new(what).hint("build it with the feature `emulator`, on a Unix"))
         }
     }
 }
