@@ -138,14 +138,15 @@ fn full_gradients_are_the_oracles() {
     }
 }
 
-/// Queries and keys without norms: what is rounded of weights for dq is multiplied by keys of up to 30.
+/// Queries and keys without norms: what is rounded of weights for dq is multiplied by keys of up to 30. A block before a
+/// query's own is near, since x² beside a single key leaves denominators that rounding changes much.
 #[test]
 fn logits_of_any_size_and_gates() {
     let device = device();
     let mut rng = rng();
     let sizes = Sizes { kv_heads: 2, ..Sizes::self_attention(150, 32, 32) };
     for (series, terms, near, block) in
-        [(Series::Taylor, 1, Near::Blocks(1 << 20), 64), (Series::power(2), 3, Near::Blocks(0), 16)]
+        [(Series::Taylor, 1, Near::Blocks(1 << 20), 64), (Series::power(2), 3, Near::Blocks(1), 16)]
     {
         for fade in [Fade::gates(sizes, 0.0), Fade::closing(&mut rng, sizes)] {
             for logits in [-150.0, 150.0, 0.0] {
